@@ -1,0 +1,95 @@
+"""The one place that names devices: what this machine computes on, in which types, and how fast it can be."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import time
+from functools import cache
+
+import torch
+
+
+@cache
+def device() -> torch.device:
+    """The accelerator this process trains on, or the processor."""
+    wanted = os.environ.get("BESSEMER_DEVICE")
+    if wanted:
+        return torch.device(wanted)
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def is_accelerator() -> bool:
+    return device().type != "cpu"
+
+
+@cache
+def compute_dtype() -> torch.dtype:
+    """bfloat16 where the device multiplies it faster than float32, else float32."""
+    if is_accelerator():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+@cache
+def can_compile() -> bool:
+    """Whether torch.compile has what it needs here: on a processor, a C++ compiler."""
+    return is_accelerator() or any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "g++"))
+
+
+def synchronise() -> None:
+    if is_accelerator():
+        torch.cuda.synchronize()
+
+
+def matrix_peak(dtype: torch.dtype, seconds: float = 0.6) -> float:
+    """Measured floating point operations a second of a large matrix product in `dtype`: the limit MFU is held against.
+
+    The best of repeated products over about `seconds`; on a shared machine the best is the nearest to the limit.
+    """
+    size = 8192 if is_accelerator() else 2048
+    a = torch.randn(size, size, device=device()).to(dtype)
+    b = torch.randn(size, size, device=device()).to(dtype)
+    best, until = float("inf"), time.perf_counter() + seconds
+    torch.mm(a, b)
+    while time.perf_counter() < until or best == float("inf"):
+        synchronise()
+        start = time.perf_counter()
+        torch.mm(a, b)
+        synchronise()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def copy_bandwidth() -> float:
+    """Measured bytes a second of a large copy in memory (read plus written), median of five."""
+    source = torch.empty(1 << 26, dtype=torch.uint8, device=device())
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(5):
+        synchronise()
+        start = time.perf_counter()
+        target.copy_(source)
+        synchronise()
+        times.append(time.perf_counter() - start)
+    return 2 * source.numel() / statistics.median(times)
+
+
+def memory_in_use() -> int:
+    """Bytes held now: by the accelerator's allocator, or resident in this process."""
+    if is_accelerator():
+        return torch.cuda.memory_allocated()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_memory() -> int:
+    """The most bytes held so far."""
+    if is_accelerator():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,56 @@
+"""Where a run stands: the counters that schedules, hooks and checkpoints read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass
+class Progress:
+    """The state of a run as numbers. Schedules are pure functions of it.
+
+    Attributes:
+        step: steps attempted so far, the skipped ones included.
+        steps: steps the run is to take; 0 if another budget ends it.
+        samples: rows consumed from the source: the whole of a loader's state.
+        tokens: tokens consumed.
+        horizon: tokens the run is to take; 0 if another budget ends it.
+        seconds: time spent training so far, over all sittings, without each sitting's first step, which compiles.
+        patience: seconds the run may take; 0 if another budget ends it.
+        skipped: steps the guard did not let through.
+        rollbacks: times the guard went back to a checkpoint.
+    """
+
+    step: int = 0
+    steps: int = 0
+    samples: int = 0
+    tokens: int = 0
+    horizon: int = 0
+    seconds: float = 0.0
+    patience: float = 0.0
+    skipped: int = 0
+    rollbacks: int = 0
+
+    @property
+    def fraction(self) -> float:
+        """How far through its budget the run is, 0 to 1; the budget nearest its end counts."""
+        parts = [
+            self.step / self.steps if self.steps else 0.0,
+            self.tokens / self.horizon if self.horizon else 0.0,
+            self.seconds / self.patience if self.patience else 0.0,
+        ]
+        return min(1.0, max(parts))
+
+    @property
+    def stride(self) -> float:
+        """How much of the budget one step takes, on average so far."""
+        if self.step:
+            return self.fraction / self.step
+        return 1.0 / self.steps if self.steps else 0.001  # a guess until there is a step to go by
+
+    @property
+    def done(self) -> bool:
+        return self.fraction >= 1.0
+
+    def as_dict(self) -> dict[str, int | float]:
+        return asdict(self)

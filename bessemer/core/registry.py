@@ -1,0 +1,224 @@
+"""The registry: a method is a file in the folder of its kind, and its signature is its schema.
+
+A kind is a folder of the package (`optim`, `data/clean`, `train/hooks`). A method's name is its file's name; the method
+is the class or function in that file whose name matches it. What stands before `*` in the signature it gets at run time;
+what stands after `*` are its options, read from the recipe and validated against the type hints. A name with a dot in it
+is a user's own method outside the package (`mypackage.mymodule.MyThing`).
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from pydantic_core import PydanticCustomError, core_schema
+
+from bessemer.core.errors import RecipeError, neighbours
+
+PACKAGE = Path(__file__).resolve().parents[1]
+Auto = Literal["auto"]
+"""The value of an option that is worked out from the others and recorded in the resolved recipe."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method as `bessemer methods` shows it, read without importing it."""
+
+    kind: str
+    name: str
+    summary: str
+    doc: str
+    file: Path
+
+
+def kinds() -> list[str]:
+    """Every folder of the package that holds methods: its `__init__.py` begins with "Kind:" and states the contract."""
+    return sorted(init.parent.relative_to(PACKAGE).as_posix() for init in PACKAGE.rglob("__init__.py") if init.read_text().startswith('"""Kind:'))
+
+
+def names(kind: str) -> list[str]:
+    """The methods of one kind, by name."""
+    return sorted(file.stem for file in (PACKAGE / kind).glob("*.py") if _symbol(file))
+
+
+def entries(kind: str | None = None) -> Iterator[Entry]:
+    """What there is, from the sources' docstrings; nothing is imported."""
+    for each in [kind] if kind else kinds():
+        for name in names(each):
+            file = PACKAGE / each / f"{name}.py"
+            tree = ast.parse(file.read_text())
+            node = next(n for n in tree.body if getattr(n, "name", None) == _symbol(file))
+            doc = inspect.cleandoc(ast.get_docstring(node) or "")  # type: ignore[arg-type]
+            yield Entry(each, name, doc.split("\n\n")[0].replace("\n", " "), doc, file)
+
+
+def find(kind: str, name: str) -> Callable[..., Any]:
+    """The class or function called `name` in the folder `kind`.
+
+    Raises:
+        RecipeError: there is none; its neighbours are suggested.
+    """
+    if "." in name:
+        return _outside(name)
+    file = PACKAGE / kind / f"{name}.py"
+    symbol = _symbol(file) if name.isidentifier() and file.exists() else None
+    if symbol is None:
+        raise RecipeError(f"there is no '{name}' in {kind}", mend=neighbours(name, names(kind)))
+    module = importlib.import_module(".".join(["bessemer", *Path(kind).parts, name]))
+    return getattr(module, symbol)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Marks an option that names a method: `Annotated[Choice, Kind("optim", role=str)]`.
+
+    Keyword arguments are tags: keys that may stand beside the method's own options and are not passed to it.
+    """
+
+    kind: str
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+    def __init__(self, kind: str, **tags: Any) -> None:
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "tags", tags)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            lambda value: choose(self.kind, value, self.tags), serialization=core_schema.plain_serializer_function_ser_schema(as_plain)
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method picked by a recipe, with its validated options; calling it supplies the run-time arguments."""
+
+    kind: str
+    name: str
+    options: dict[str, Any]
+    tags: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def target(self) -> Callable[..., Any]:
+        return find(self.kind, self.name)
+
+    def __call__(self, *runtime: Any, **more: Any) -> Any:
+        return self.target(*runtime, **{**self.options, **more})
+
+    def with_options(self, **changed: Any) -> Choice:
+        """The same method with some options replaced: how `auto` values are resolved."""
+        return choose(self.kind, {"name": self.name, **self.tags, **self.options, **changed}, dict.fromkeys(self.tags, Any))
+
+
+def choose(kind: str, value: Any, tags: Mapping[str, Any] | None = None) -> Choice:
+    """Validates `"name"` or `{name = "...", option = ...}` against the method's signature."""
+    if isinstance(value, Choice):
+        if value.kind != kind:
+            raise PydanticCustomError("kind", f"'{value.name}' is of kind {value.kind}, and {kind} is wanted")
+        return value
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise PydanticCustomError("choice", "a name, or a table with a name, is wanted here: one of {known}", {"known": ", ".join(names(kind))})
+    given = {key: item for key, item in value.items() if key != "name"}
+    kept = {tag: given.pop(tag) for tag in list(given) if tags and tag in tags}
+    try:
+        target = find(kind, value["name"])
+    except RecipeError as error:
+        raise PydanticCustomError("unknown_method", "{problem}", {"problem": error.problem, "mend": error.mend, "at": ["name"]}) from None
+    try:
+        fields: dict[str, Any] = {k: (v | None, None) for k, v in (tags or {}).items() if v is not Any}
+        wanted_tags = pydantic.create_model("Tags", __config__=_STRICT, **fields)
+        wanted_tags.model_validate({k: v for k, v in kept.items() if (tags or {}).get(k) is not Any})
+        options = schema(target).model_validate(given)
+    except pydantic.ValidationError as error:
+        raise PydanticCustomError("options", "options of {name}", {"name": value["name"], "nested": flatten(error)}) from None
+    return Choice(kind, value["name"], {key: getattr(options, key) for key in type(options).model_fields}, kept)
+
+
+_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+
+@cache
+def schema(target: Callable[..., Any]) -> type[pydantic.BaseModel]:
+    """The pydantic model of a method's options: its keyword-only parameters."""
+    function = target.__init__ if inspect.isclass(target) else target
+    hints = typing.get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[parameter.name] = (hints.get(parameter.name, Any), pydantic.Field(default, validate_default=True))
+    return pydantic.create_model(target.__name__, __config__=_STRICT, **fields)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a recipe: where, what, and the value found there."""
+
+    at: tuple[str | int, ...]
+    problem: str
+    mend: str | None = None
+
+
+def flatten(error: pydantic.ValidationError) -> list[Fault]:
+    """The faults in a validation error, those of nested methods included, with their full paths."""
+    faults: list[Fault] = []
+    for detail in error.errors(include_url=False):
+        at = tuple(part for part in detail["loc"] if not str(part).startswith(("function-", "literal", "list[", "constrained")))
+        context = detail.get("ctx", {})
+        if "nested" in context:
+            faults += [Fault((*at, *inner.at), inner.problem, inner.mend) for inner in context["nested"]]
+        elif detail["type"] == "extra_forbidden":
+            faults.append(Fault(at, "there is no such key", None))
+        elif detail["type"] == "missing":
+            faults.append(Fault(at, "this key is needed and missing"))
+        elif detail["type"] in ("unknown_method", "kind", "choice"):
+            faults.append(Fault((*at, *context.get("at", [])), detail["msg"], context.get("mend")))
+        else:
+            faults.append(Fault(at, f"{detail['msg'][0].lower()}{detail['msg'][1:]}, and {detail['input']!r} is given"))
+    return faults
+
+
+def as_plain(value: Any) -> Any:
+    """A recipe value as TOML and JSON can hold it: choices become tables."""
+    if isinstance(value, Choice):
+        return {"name": value.name, **value.tags, **{k: as_plain(v) for k, v in value.options.items()}}
+    if isinstance(value, pydantic.BaseModel):
+        return {key: as_plain(getattr(value, key)) for key in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {key: as_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_plain(item) for item in value]
+    return value
+
+
+def _outside(path: str) -> Callable[..., Any]:
+    module, _, symbol = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), symbol)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"'{path}' can't be imported: {error}", mend="a dotted name is module.Class and must be importable from here") from None
+
+
+@cache
+def _symbol(file: Path) -> str | None:
+    """The class or function in `file` that bears the file's name, underscores and case aside."""
+    if file.name.startswith("_"):
+        return None
+    wanted = file.stem.replace("_", "").lower()
+    try:
+        tree = ast.parse(file.read_text())
+    except (OSError, SyntaxError):
+        return None
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name.replace("_", "").lower() == wanted:
+            return node.name
+    return None

@@ -1,0 +1,82 @@
+"""From rows to a batch: every place of every row filled at once, without a loop over documents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from bessemer.core.batch import Batch
+from bessemer.data.rows import Array, Rows, spread
+from bessemer.data.tokens import Tokens
+
+
+class Layout:
+    """Where the pieces of some rows stand in the batch made of them.
+
+    Attributes:
+        piece: int64 [pieces], their numbers in `rows`, row by row.
+        size: int64 [pieces], tokens of each.
+        row, column: int64 [pieces], the place of each piece's first token.
+        number: int64 [pieces], which piece of its row it is, from 1.
+        before: int64 [pieces], tokens of all pieces before it.
+        full: whether no place is padding.
+    """
+
+    def __init__(self, rows: Rows, chosen: Array) -> None:
+        self.height, self.length = len(chosen), rows.length
+        pieces_in = rows.offsets[chosen + 1] - rows.offsets[chosen]
+        self.piece = spread(rows.offsets[chosen], pieces_in)
+        self.size = rows.size[self.piece]
+        self.row = np.repeat(np.arange(self.height), pieces_in)
+        first = (np.cumsum(pieces_in) - pieces_in)[self.row]
+        self.number = np.arange(len(self.piece)) - first + 1
+        self.before = np.cumsum(self.size) - self.size
+        self.column = self.before - self.before[first]
+        self.total = int(self.size.sum())
+        self.full = self.total == self.height * self.length
+        self._place = None if self.full else spread(self.row * self.length + self.column, self.size)
+
+    def lay(self, values: Array, fill: float, dtype: Any) -> torch.Tensor:
+        """[rows, length]: one value for each token of the pieces in order, `fill` in the padding."""
+        if self._place is None:
+            flat = np.asarray(values, dtype=dtype)
+        else:
+            flat = np.full(self.height * self.length, fill, dtype=dtype)
+            flat[self._place] = values
+        return torch.from_numpy(flat.reshape(self.height, self.length))
+
+
+def gather(tokens: Tokens, rows: Rows, chosen: Array) -> Batch:
+    """The chosen rows as a batch with the stream `next_token` of weights: 1 for every token, 0 for padding.
+
+    Args:
+        chosen: int64, numbers of rows.
+    """
+    layout = Layout(rows, chosen)
+    piece, size = layout.piece, layout.size
+    start = rows.start[piece]
+    begin = tokens.starts[rows.document[piece]] + start
+    targets = tokens.take(begin, size)
+    read = np.empty_like(targets)
+    read[1:] = targets[:-1]
+    read[layout.before] = _heads(tokens, begin, start)
+    alone = not rows.masked or (layout.full and len(piece) == len(chosen))
+    positions = spread(np.zeros_like(size) if rows.masked else layout.column, size)
+    return Batch(
+        tokens=layout.lay(read, tokens.pad, np.int64),
+        positions=layout.lay(positions, 0, np.int64),
+        segments=None if alone else layout.lay(np.repeat(layout.number, size), 0, np.int64),
+        targets=layout.lay(targets, tokens.pad, np.int64),
+        weights={"next_token": layout.lay(np.ones(layout.total, dtype=np.float32), 0.0, np.float32)},
+    )
+
+
+def _heads(tokens: Tokens, begin: Array, start: Array) -> Array:
+    """What is read before each piece's first token: `begin` where a document starts, else the token before."""
+    heads = np.full(len(begin), tokens.begin, dtype=np.int64)
+    inner = np.flatnonzero(start)
+    if len(inner):
+        heads[inner] = tokens.take(begin[inner] - 1, np.ones(len(inner), dtype=np.int64))
+    return heads

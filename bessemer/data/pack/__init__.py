@@ -1,0 +1,1 @@
+"""Kind: how documents become rows: `name(lengths, length, *, ...) -> Rows`."""

@@ -1,0 +1,57 @@
+"""What is measured: a model with its tokenizer, and how the measuring is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from bessemer.data.store import Tokens
+    from bessemer.data.tokenizer import Tokenizer
+
+
+def _silent(done: float, total: float | None, unit: str) -> None:
+    return None
+
+
+@dataclass
+class Subject:
+    """A model under evaluation.
+
+    Attributes:
+        model: Batch -> Outputs; its parameters' device and type are used as they are.
+        tokenizer: what its tokens mean.
+        tokens: a token store with held-out documents, for tasks that read one.
+        seed: of the bootstrap and of anything drawn.
+        smoke: everything at its smallest.
+        progress: told how far a task is: done, total, unit.
+    """
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    tokens: Tokens | None = None
+    seed: int = 0
+    smoke: bool = False
+    progress: Callable[[float, float | None, str], Any] = _silent
+
+    def limit(self, wanted: int | None, smallest: int) -> int | None:
+        """How many examples to take: `wanted` (None for all), or `smallest` in a smoke run."""
+        return smallest if self.smoke and (wanted is None or wanted > smallest) else wanted
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[torch.device]:
+    """The model in evaluation mode without gradients, and as it was before on leaving; gives its device."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield next(model.parameters()).device
+    finally:
+        for module in training:
+            module.training = True

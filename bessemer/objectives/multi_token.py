@@ -1,0 +1,50 @@
+"""The next tokens' cross-entropy, several ahead."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bessemer.core.batch import Batch, Outputs
+from bessemer.core.errors import RecipeError
+from bessemer.core.registry import Auto
+from bessemer.core.terms import Terms
+from bessemer.objectives.next_token import STREAM, loss_of, next_token
+
+
+def multi_token(outputs: Outputs, batch: Batch, *, weight: float = 0.3, z: float = 0.0, chunk: int | Auto = "auto") -> Terms:
+    """Next token plus the ones after it, through the model's `ahead` modules (DeepSeek-AI 2024, "DeepSeek-V3", section 2.2).
+
+    Claim: faster learning per token and a drafter for speculative decoding (85 to 90% of second tokens accepted).
+
+    Terms: those of next_token, and `ahead_1`, `ahead_2`, ... for the tokens after it. Where a document ends sooner a position
+    adds nothing; all are counted over the weight stream "next_token".
+
+    Args:
+        weight: factor of the further tokens' loss together (0.3 in the paper's first stage, 0.1 after).
+        z, chunk: as in next_token.
+
+    Raises:
+        RecipeError: the model has no `ahead` modules.
+    """
+    terms = next_token(outputs, batch, z=z, chunk=chunk)
+    states = [outputs.extras[name] for name in sorted(outputs.extras) if name.startswith("ahead_")]
+    if not states:
+        raise RecipeError("the model predicts only one token ahead", key="model.ahead", mend="build it with ahead = 1 or more")
+    assert batch.targets is not None
+    for number, hidden in enumerate(states, start=1):
+        targets, weights = shifted(batch, number)
+        loss, _, _ = loss_of(outputs, hidden, targets, weights, 0.0, chunk)
+        terms.add(f"ahead_{number}", loss, over=STREAM, scale=weight / len(states))
+    return terms
+
+
+def shifted(batch: Batch, number: int) -> tuple[Tensor, Tensor]:
+    """Targets and weights `number` tokens further on; the weight is 0 where that leaves the row or the document."""
+    assert batch.targets is not None
+    targets, weights = batch.targets.roll(-number, 1), batch.weights[STREAM].roll(-number, 1)
+    inside = torch.arange(targets.shape[1], device=targets.device) < targets.shape[1] - number
+    same = inside.expand_as(targets)
+    if batch.segments is not None:
+        same = same & (batch.segments.roll(-number, 1) == batch.segments)
+    return targets, weights * same * (batch.weights[STREAM] != 0)

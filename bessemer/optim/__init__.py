@@ -1,0 +1,1 @@
+"""Kind: gradients to update: `Name(params, *, ...)`, a torch.optim.Optimizer over parameter groups."""

@@ -1,0 +1,15 @@
+"""AdamW, through torch's fused kernel."""
+
+from typing import Any
+
+import torch
+
+
+class AdamW(torch.optim.AdamW):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), torch's fused kernel.
+
+    State: two numbers of the parameter's type per parameter.
+    """
+
+    def __init__(self, params: Any, *, lr: float = 3e-3, betas: list[float] = [0.9, 0.95], eps: float = 1e-8, weight_decay: float = 0.1) -> None:  # noqa: B006
+        super().__init__(params, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay, fused=True)

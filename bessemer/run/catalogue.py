@@ -1,0 +1,108 @@
+"""What there is: the methods of every kind, from their sources, with what was measured of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bessemer.core import registry
+from bessemer.core.errors import BessemerError, neighbours
+
+RESULTS = registry.PACKAGE.parent / "benchmarks" / "results"
+
+
+def listed(kind: str | None = None) -> list[registry.Entry]:
+    """The methods of one kind, or of all.
+
+    Raises:
+        BessemerError: there is no such kind.
+    """
+    if kind is not None and kind not in registry.kinds():
+        raise BessemerError(f"there is no kind '{kind}'", mend=neighbours(kind, registry.kinds()))
+    return list(registry.entries(kind))
+
+
+def contract(kind: str) -> str:
+    """What every method of a kind is held to: its folder's docstring, without the word Kind."""
+    import ast
+
+    doc = ast.get_docstring(ast.parse((registry.PACKAGE / kind / "__init__.py").read_text())) or ""
+    return doc.removeprefix("Kind:").strip()
+
+
+def look_up(word: str) -> tuple[str | None, list[registry.Entry]]:
+    """A kind's methods, or the methods of one name (`muon`, `optim/muon`).
+
+    Returns:
+        the kind, if `word` is one, and the entries.
+
+    Raises:
+        BessemerError: it is neither; neighbours are suggested.
+    """
+    every = list(registry.entries())
+    kinds = registry.kinds()
+    if word in kinds:
+        return word, [entry for entry in every if entry.kind == word]
+    inside = [kind for kind in kinds if kind.split("/")[-1] == word or kind.startswith(f"{word}/")]
+    found = [entry for entry in every if word in (entry.name, f"{entry.kind}/{entry.name}")]
+    if found:
+        return None, found
+    if inside:
+        return inside[0] if len(inside) == 1 else word, [entry for entry in every if entry.kind in inside]
+    known = [*kinds, *{entry.name for entry in every}]
+    raise BessemerError(f"there is no kind or method '{word}'", mend=neighbours(word, known) or "`bessemer methods` lists all of them")
+
+
+def options(entry: registry.Entry) -> list[dict[str, Any]]:
+    """The options of a method: name, type as written, default or None if it must be given. Imports it."""
+    import inspect
+
+    target = registry.find(entry.kind, entry.name)
+    function = target.__init__ if inspect.isclass(target) else target
+    found = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            needed = parameter.default is inspect.Parameter.empty
+            found.append(
+                {"name": parameter.name, "type": str(parameter.annotation), "needed": needed, "default": None if needed else parameter.default}
+            )
+    return found
+
+
+def measured() -> dict[str, dict[str, Any]]:
+    """Method name -> what the committed benchmark results say of it.
+
+    A result file may hold `"methods": {"muon": {"figure": value}}`; the other figures belong to the whole.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted(RESULTS.glob("*.json")):
+        try:
+            content = json.loads(file.read_text())
+        except ValueError:
+            continue
+        about = content.get("methods") if isinstance(content, dict) else None
+        for name, figures in (about or {}).items():
+            found.setdefault(name, {}).update(figures)
+    return found
+
+
+def markdown() -> str:
+    """docs/methods.md: every kind with its contract, every method with its sentence and figures."""
+    figures = measured()
+    lines = ["# Methods", "", "Written by `bessemer methods --markdown` from the sources; don't edit it by hand.", ""]
+    for kind in registry.kinds():
+        entries = list(registry.entries(kind))
+        lines += [f"## {kind}", "", contract(kind), ""]
+        if entries:
+            lines += ["| method | what it is | measured |", "|---|---|---|"]
+        for entry in entries:
+            path = Path("..") / entry.file.relative_to(registry.PACKAGE.parent)
+            said = ", ".join(f"{key} {value}" for key, value in figures.get(entry.name, {}).items())
+            lines.append(f"| [{entry.name}]({path.as_posix()}) | {_cell(entry.summary)} | {_cell(said)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

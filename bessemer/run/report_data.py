@@ -1,0 +1,156 @@
+"""What a run's folder holds, gathered for its report; a run that is still going has less of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bessemer.core import files
+from bessemer.core.artifact import MANIFEST
+from bessemer.core.errors import ArtifactError
+from bessemer.run import folder as places
+from bessemer.run.runner import RECIPE
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass
+class StageData:
+    """One stage of the run: its manifest once it is done, and the folder it stands in or works in."""
+
+    name: str
+    do: str
+    folder: Path | None = None
+    manifest: dict[str, Any] | None = None
+
+    @property
+    def state(self) -> str:
+        return "done" if self.manifest else "begun" if self.folder else "to come"
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return self.manifest["info"] if self.manifest else {}
+
+    @property
+    def seconds(self) -> float:
+        return float(self.manifest["seconds"]) if self.manifest else 0.0
+
+
+@dataclass
+class Curve:
+    """The metrics of one training stage, by kind of line.
+
+    Attributes:
+        steps: lines of logged steps.
+        evaluations: lines of held-out measures.
+        samples: lines of text written by the model on the way.
+        events: lines of the guard.
+        timed: seconds by what they went to, over the whole training.
+    """
+
+    stage: str
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    timed: dict[str, float] = field(default_factory=dict)
+
+    def column(self, name: str) -> tuple[list[float], list[float]]:
+        """Tokens seen and the figure `name`, where both are logged and finite."""
+        pairs = [(line.get("tokens", line["step"]), line.get(name)) for line in self.steps]
+        kept = [(float(x), float(y)) for x, y in pairs if isinstance(y, int | float) and y == y and abs(y) != float("inf")]
+        return [x for x, _ in kept], [y for _, y in kept]
+
+    def held_out(self) -> dict[str, tuple[list[float], list[float]]]:
+        """Domain -> tokens seen and bits per byte."""
+        found: dict[str, tuple[list[float], list[float]]] = {}
+        for line in self.evaluations:
+            scores = line["evaluation"].get("bits_per_byte")
+            for domain, score in (scores if isinstance(scores, dict) else {"all": scores}).items():
+                if isinstance(score, int | float) and score == score:
+                    xs, ys = found.setdefault(domain, ([], []))
+                    xs.append(float(line.get("tokens", line["step"])))
+                    ys.append(float(score))
+        return found
+
+
+@dataclass
+class RunData:
+    """A run as its folder tells of it."""
+
+    folder: Path
+    recipe: dict[str, Any]
+    owner: dict[str, Any]
+    stages: list[StageData]
+    curves: list[Curve]
+    going: bool
+
+    @property
+    def done(self) -> bool:
+        return all(stage.manifest or stage.do == "report" for stage in self.stages)
+
+    def made_by(self) -> dict[str, str]:
+        """The versions the newest finished stage was made with."""
+        manifests = [stage.manifest for stage in self.stages if stage.manifest]
+        return manifests[-1]["made_by"] if manifests else {}
+
+
+def gather(folder: Path) -> RunData:
+    """Reads a run's folder.
+
+    Raises:
+        ArtifactError: it is no run's folder, or a file of it is torn.
+    """
+    if not folder.is_dir():
+        raise ArtifactError("there is no such folder", file=folder, mend="name the folder of a run, such as runs/demo")
+    if not (folder / places.OWNER).is_file() or not (folder / RECIPE).is_file():
+        raise ArtifactError("is no run's folder", file=folder, mend="name the folder of a run, such as runs/demo")
+    recipe, owner = files.read_json(folder / RECIPE), files.read_json(folder / places.OWNER)
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("stage"), list):
+        raise ArtifactError("doesn't hold a resolved recipe", file=folder / RECIPE)
+    stages = [_stage(folder, str(table["name"]), str(table["do"])) for table in recipe["stage"]]
+    curves = [read_metrics(stage.name, stage.folder / METRICS) for stage in stages if stage.folder and (stage.folder / METRICS).is_file()]
+    return RunData(folder, recipe, owner, stages, curves, _going(folder))
+
+
+def read_metrics(stage: str, file: Path) -> Curve:
+    """The lines of a metrics file; a last line cut short by a kill or still being written is passed over."""
+    curve = Curve(stage)
+    for text in file.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if not isinstance(line, dict) or "step" not in line:
+            continue
+        for name, seconds in (line.get("time") or {}).items():
+            curve.timed[name] = curve.timed.get(name, 0.0) + seconds
+        for key, lines in (("evaluation", curve.evaluations), ("sample", curve.samples), ("guard", curve.events), ("loss", curve.steps)):
+            if key in line:
+                lines.append(line)
+                break
+    return curve
+
+
+def _stage(folder: Path, name: str, do: str) -> StageData:
+    place = folder / name
+    unfinished = sorted(folder.glob(f".{name}.*.partial"), key=lambda path: path.stat().st_mtime)
+    if unfinished:
+        return StageData(name, do, unfinished[-1])
+    if (place / MANIFEST).is_file():
+        return StageData(name, do, place, files.read_json(place / MANIFEST))
+    return StageData(name, do)
+
+
+def _going(folder: Path) -> bool:
+    """Whether the process that worked here last is alive and a stage is unfinished."""
+    try:
+        pid = int((folder / places.LOCK).read_text() or 0)
+    except (OSError, ValueError):
+        return False
+    return pid != os.getpid() and psutil.pid_exists(pid) and any(folder.glob(".*.partial"))

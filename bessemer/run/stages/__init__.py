@@ -1,0 +1,1 @@
+"""Kind: one stage of a recipe: `name(work, artifacts..., *, ...) -> Artifact class`."""

@@ -1,0 +1,76 @@
+"""The stage that trains."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from bessemer.core import device
+from bessemer.core.registry import Auto, Choice, Kind
+from bessemer.core.work import Work
+from bessemer.data.tokenizer import Tokenizer
+from bessemer.data.tokens import Tokens
+from bessemer.models.package import Model
+from bessemer.run.energy import Meter
+from bessemer.train import build
+from bessemer.train.loop import train as loop
+from bessemer.train.task import Task
+
+
+def train(
+    work: Work,
+    store: Tokens,
+    tokenizer: Tokenizer,
+    start: Model | None = None,
+    *,
+    model: Annotated[Choice, Kind("models/families")] = {"name": "decoder", "depth": 4},  # type: ignore[assignment]  # noqa: B006
+    task: list[Task] = [Task()],  # noqa: B006
+    optim: list[Annotated[Choice, Kind("optim", role=str, match=str, dims=int)]] = [{"role": "matrix", "name": "muon"}, {"name": "adamw"}],  # type: ignore[list-item]  # noqa: B006
+    schedule: dict[str, Annotated[Choice, Kind("schedules")]] = {"lr": "wsd"},  # type: ignore[dict-item]  # noqa: B006
+    length: int | Auto = "auto",
+    batch: int | Auto = "auto",
+    micro_batch: int | Auto = "auto",
+    steps: int | None = None,
+    tokens: int | Auto | None = "auto",
+    seconds: float | None = None,
+    clip: float | None = 1.0,
+    guard: Annotated[Choice, Kind("train/guards")] = "standard",  # type: ignore[assignment]
+    precision: Literal["auto", "bfloat16", "float32"] = "auto",
+    compile: bool | Auto = "auto",
+    keep: int = 2,
+    hooks: list[Annotated[Choice, Kind("train/hooks")]] = ["evaluate", "save"],  # type: ignore[list-item]  # noqa: B006
+) -> Model:
+    """Trains a model on a token store, from scratch or from an earlier model.
+
+    Args:
+        model: the family and its options; `depth` alone gives a sensible model.
+        task: what is learned, from which domains, with which objective and weight.
+        optim: which optimizer takes which parameters; the first entry whose role, match or dims fit.
+        schedule: factors of the learning rate (`lr`) and of the batch (`batch`).
+        length: tokens of a row.
+        batch: rows of a global batch.
+        micro_batch: rows computed at once; the gradient doesn't depend on it.
+        steps: end after so many steps, or
+        tokens: after so many tokens (`auto`: 20 for each parameter, if nothing else ends the run), or
+        seconds: after so many seconds of training, whichever comes first.
+        clip: the longest gradient norm let through.
+        precision: `float32`, `bfloat16`, or `auto` for what is fastest here.
+        compile: compile each kind of block once.
+        keep: checkpoints kept.
+    """
+    new = build.model_of(work, tokenizer, start, model)
+    spend = build.budget(work, new, steps=steps, tokens=tokens, seconds=seconds, length=length, batch=batch, micro_batch=micro_batch)
+    meter = Meter()
+    dtype = build.number_format(precision, f"{work.name}.precision")
+    run = build.run(
+        work, store, tokenizer, new, spend, task=task, optim=optim, schedule=schedule, clip=clip, guard=guard, dtype=dtype,
+        compile=device.can_compile() if compile == "auto" else compile, keep=keep, hooks=hooks, energy=lambda: spent(meter),
+    )  # fmt: skip
+    loop(run)
+    build.finish(run)
+    return Model(work.out, {})
+
+
+def spent(meter: Meter) -> dict[str, object]:
+    """The energy so far as a line of metrics.jsonl records it."""
+    energy = meter.read()
+    return {"energy_joules": round(energy.joules, 1), "energy_measured": energy.measured}

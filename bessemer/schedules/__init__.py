@@ -1,0 +1,1 @@
+"""Kind: a number over training, as a factor of its base value: `name(progress, *, ...) -> float`, pure."""

@@ -1,0 +1,34 @@
+"""Measures of the model while it trains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from bessemer.core.registry import Choice, Kind
+
+if TYPE_CHECKING:
+    from bessemer.train.loop import Report
+    from bessemer.train.run import Run
+
+
+class Evaluate:
+    """Runs evaluation tasks at equal intervals over the run, and at its end.
+
+    Args:
+        times: how often over the whole run.
+        tasks: what is measured; by default bits per byte of held-out documents, by domain.
+    """
+
+    def __init__(self, run: Run, *, times: int = 10, tasks: list[Annotated[Choice, Kind("evaluate/tasks")]] = ["bits_per_byte"]) -> None:  # type: ignore[list-item]  # noqa: B006
+        self.run, self.times, self.tasks = run, times, tasks
+        self.done = int(run.progress.fraction * times)
+
+    def due(self, report: Report) -> bool:
+        return int(report.progress.fraction * self.times) > self.done
+
+    def __call__(self, report: Report) -> None:
+        self.done = int(report.progress.fraction * self.times)
+        self.run.evaluate(self.tasks)
+
+    def close(self) -> None:
+        return

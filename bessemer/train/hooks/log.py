@@ -1,0 +1,52 @@
+"""Metrics to JSONL and TensorBoard, always."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bessemer.core import device
+
+if TYPE_CHECKING:
+    from bessemer.train.loop import Report
+    from bessemer.train.run import Run
+
+
+class Log:
+    """Writes each step's figures to `metrics.jsonl` and to TensorBoard, and shows the rate, the loss and the time left.
+
+    Args:
+        every: steps between two lines.
+    """
+
+    def __init__(self, run: Run, *, every: int = 1) -> None:
+        self.run, self.every = run, every
+        self.rate = 0.0
+
+    def due(self, report: Report) -> bool:
+        return report.progress.step % self.every == 0 or report.progress.done
+
+    def __call__(self, report: Report) -> None:
+        progress = report.progress
+        rate = report.tokens / report.seconds
+        self.rate = rate if not self.rate else 0.9 * self.rate + 0.1 * rate
+        line: dict[str, Any] = {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "loss": report.result.loss,
+            "terms": report.result.terms,
+            "learning_rate": self.run.learning_rate(),
+            "gradient_norm": report.norm,
+            "rows": sum(batch.rows for batch in report.batches),
+            "tokens_per_second": rate,
+            "mfu": self.run.flops_per_token * rate / self.run.peak,
+            "memory_bytes": device.memory_in_use(),
+            "seconds": progress.seconds,
+            "time": {**report.time, "other": max(0.0, report.seconds - sum(report.time.values()))},
+            "skipped": progress.skipped,
+            **self.run.energy(),
+        }
+        self.run.metrics.write(line)
+        self.run.work.progress(*self.run.budget(), loss=report.result.loss, tokens_per_second=self.rate)
+
+    def close(self) -> None:
+        return

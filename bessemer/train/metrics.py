@@ -1,0 +1,58 @@
+"""The files a run's figures go to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bessemer.core import files
+
+
+class Metrics:
+    """An append-only `metrics.jsonl` and a TensorBoard file beside it; lines after a step are cut off on resuming."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "metrics.jsonl"
+        self.folder = folder
+        self._out: Any = None
+        self._board: Any = None
+
+    def rewind(self, step: int) -> None:
+        """Drops what was written after `step`: those steps are about to be taken again."""
+        if self.file.exists():
+            kept = [text for text in self.file.read_text().splitlines() if (line := _parse(text)) is not None and line.get("step", 0) <= step]
+            files.write(self.file, "".join(text + "\n" for text in kept))
+
+    def write(self, line: dict[str, Any]) -> None:
+        if self._out is None:
+            self._out = open(self.file, "a", buffering=1)  # noqa: SIM115 - held for the whole run
+        self._out.write(json.dumps(line) + "\n")
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=line.get("step"))
+        for name, value in _flat(line):
+            self._board.add_scalar(name, value, line.get("step"))
+
+    def close(self) -> None:
+        for each in (self._out, self._board):
+            if each is not None:
+                each.close()
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:  # the line a kill cut short
+        return None
+
+
+def _flat(line: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for name, value in line.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and name not in ("step", "tokens"):
+            found.append((prefix + name, value))
+    return found

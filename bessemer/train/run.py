@@ -1,0 +1,160 @@
+"""A run of training: its parts, put together once, and what the loop asks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from bessemer.core.batch import Batch
+from bessemer.core.errors import TrainingError
+from bessemer.core.progress import Progress
+from bessemer.core.registry import Choice
+from bessemer.core.work import Work
+from bessemer.data.tokenizer import Tokenizer
+from bessemer.data.tokens import Tokens
+from bessemer.evaluate.subject import Subject, at_rest
+from bessemer.train.checkpoint import Checkpointer
+from bessemer.train.checkpoint_folder import Checkpoint, latest
+from bessemer.train.checkpoint_state import restore, state_of
+from bessemer.train.engine import Engine, Result
+from bessemer.train.guards.standard import Verdict
+from bessemer.train.metrics import Metrics
+from bessemer.train.optimizers import Optimizers
+from bessemer.train.source import Source
+
+
+@dataclass
+class Run:
+    """Everything the loop and its hooks work with.
+
+    Attributes:
+        global_rows: rows of a full global batch; a `batch` schedule scales it, in whole micro-batches.
+        schedules: what is scheduled (`lr`, `batch`) -> its schedule.
+        flops_per_token: training FLOPs of one token, by the model's own formula.
+        peak: measured matrix FLOP/s of this machine in the compute type.
+        energy: gives the joules so far and whether they were measured.
+    """
+
+    work: Work
+    model: torch.nn.Module
+    engine: Engine
+    optimizers: Optimizers
+    source: Source
+    guard: Any
+    checkpoints: Checkpointer
+    metrics: Metrics
+    store: Tokens
+    tokenizer: Tokenizer
+    schedules: dict[str, Choice]
+    progress: Progress
+    length: int
+    global_rows: int
+    micro_batch: int
+    clip: float | None
+    flops_per_token: float
+    peak: float
+    energy: Callable[[], dict[str, Any]]
+    hooks: list[Any] = field(default_factory=list)
+    warm: bool = False
+
+    def restore_or_begin(self) -> Progress:
+        """Continues from the newest whole checkpoint, if there is one."""
+        found = self._latest()
+        if found is not None:
+            self._load(found)
+            self.work.note(f"continues from step {self.progress.step}")
+        self.metrics.rewind(self.progress.step)
+        return self.progress
+
+    def set_schedules(self) -> dict[str, float]:
+        """Puts every schedule's value for this step in force and returns them by name."""
+        factors = {name: float(choice(self.progress)) for name, choice in self.schedules.items()}
+        self.optimizers.set_factor(factors.get("lr", 1.0))
+        return factors
+
+    def rows(self, factors: dict[str, float]) -> int:
+        """Rows of this step's global batch."""
+        wanted = self.global_rows * factors.get("batch", 1.0)
+        return max(1, round(wanted / self.micro_batch)) * self.micro_batch
+
+    def advance(self, batches: list[Batch], *, skipped: bool, seconds: float) -> None:
+        self.progress.step += 1
+        self.progress.samples += sum(batch.rows for batch in batches)
+        self.progress.tokens += sum(batch.tokens.numel() for batch in batches)
+        self.progress.skipped += skipped
+        self.progress.seconds += seconds if self.warm else 0.0
+        self.warm = True
+
+    def roll_back(self, verdict: Verdict, batches: list[Batch]) -> None:
+        """Returns to the newest checkpoint and goes on with the data after these batches."""
+        self.advance(batches, skipped=True, seconds=0.0)
+        past = self.progress
+        if past.rollbacks >= self.guard.rollbacks:
+            raise TrainingError(
+                f"{verdict.reason}, and the run went back {past.rollbacks} times already",
+                key="optim.lr",
+                mend="lower the learning rate, or look at the samples named in metrics.jsonl",
+            )
+        self.checkpoints.wait()
+        found = self._latest()
+        if found is None:
+            raise TrainingError(
+                f"{verdict.reason}, before there was a checkpoint to go back to",
+                key="optim.lr",
+                mend="lower the learning rate, or save earlier with hooks.save.every",
+            )
+        past = replace(past)
+        self._load(found)
+        self.progress.samples, self.progress.seconds = past.samples, past.seconds
+        self.progress.skipped, self.progress.rollbacks = past.skipped, past.rollbacks + 1
+        self.optimizers.zero_grad()
+        self.work.note(f"went back to step {self.progress.step}: {verdict.reason}")
+
+    def save(self) -> None:
+        """Begins a checkpoint of this very step; training goes on while it is written."""
+        tensors, plain = state_of(self.model, self.optimizers.optimizers)
+        self.checkpoints.save(self.progress.step, tensors, {**plain, "progress": self.progress.as_dict(), "guard": self.guard.state()})
+
+    def log_guard(self, verdict: Verdict, result: Result, batches: list[Batch]) -> None:
+        """Writes down what the guard did and the samples that did it: those of the micro-batches whose loss is not finite, else all."""
+        suspects = [batch for batch, part in zip(batches, result.parts, strict=True) if part != part or part in (float("inf"), float("-inf"))]
+        samples = [int(i) for batch in suspects or batches if batch.samples is not None for i in batch.samples]
+        self.metrics.write({"step": self.progress.step + 1, "guard": verdict.action, "reason": verdict.reason, "samples": samples})
+        self.work.note(f"step {self.progress.step + 1}: {verdict.action}: {verdict.reason}")
+
+    def evaluate(self, tasks: list[Choice]) -> dict[str, Any]:
+        """Runs evaluation tasks on the model as it is and writes down what they say."""
+        subject = Subject(self.model, self.tokenizer, self.store, seed=self.work.seed, smoke=self.work.smoke)
+        with at_rest(self.model):
+            figures = {task.name: task(subject) for task in tasks}
+        self.metrics.write({"step": self.progress.step, "tokens": self.progress.tokens, "seconds": self.progress.seconds, "evaluation": figures})
+        return figures
+
+    def learning_rate(self) -> float:
+        """The largest learning rate in force."""
+        return max(group["lr"] for group in self.optimizers.groups)
+
+    def budget(self) -> tuple[float, float, str]:
+        """How much of the budget nearest its end is spent, of how much, in which unit."""
+        p = self.progress
+        spans = [(p.step, p.steps, "steps"), (p.tokens, p.horizon, "tokens"), (p.seconds, p.patience, "seconds")]
+        return max((span for span in spans if span[1]), key=lambda span: span[0] / span[1])
+
+    def close(self) -> None:
+        for hook in self.hooks:
+            hook.close()
+        self.source.close()
+        self.checkpoints.wait()
+        self.metrics.close()
+
+    def _latest(self) -> Checkpoint | None:
+        return latest(self.checkpoints.folder, identity=self.checkpoints.identity, note=self.work.note)
+
+    def _load(self, found: Checkpoint) -> None:
+        plain = restore(found, self.model, self.optimizers.optimizers)
+        for name, value in plain["progress"].items():
+            setattr(self.progress, name, value)
+        self.guard.restore(plain["guard"])

@@ -1,0 +1,33 @@
+"""A task: what one part of the training learns from, and how."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import pydantic
+
+from bessemer.core.registry import Auto, Choice, Kind
+
+
+class Task(pydantic.BaseModel):
+    """One entry of a recipe's `task` list.
+
+    Attributes:
+        name: what reports call it.
+        domains: the token store's domains it reads, or all of them.
+        mix: how those domains share its batches.
+        pack: how documents become rows.
+        objective: what is learned from them.
+        weight: its factor in the loss.
+        share: its share of each global batch's rows, relative to the other tasks'.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+    name: str = "text"
+    domains: list[str] | Auto = "auto"
+    mix: Annotated[Choice, Kind("data/mix")] = pydantic.Field(default="proportional", validate_default=True)
+    pack: Annotated[Choice, Kind("data/pack")] = pydantic.Field(default="best_fit", validate_default=True)
+    objective: Annotated[Choice, Kind("objectives")] = pydantic.Field(default="next_token", validate_default=True)
+    weight: float = pydantic.Field(default=1.0, ge=0.0)
+    share: float = pydantic.Field(default=1.0, gt=0.0)

@@ -1,0 +1,24 @@
+"""Lint and types, so that `make test` is all there is to pass."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def check(*command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def test_ruff_is_clean():
+    check("ruff", "check", "bessemer", "tests", "benchmarks")
+
+
+def test_format_is_even():
+    check("ruff", "format", "--check", "bessemer", "tests", "benchmarks")
+
+
+def test_types_are_clean():
+    check("mypy")
