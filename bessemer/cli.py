@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 import traceback
@@ -23,6 +24,12 @@ ABOUT = {
     "methods": "what there is, from which paper, what was measured",
     "doctor": "what this machine has, what will be fast, what is missing and how to get it",
 }
+
+DTYPES = ("keep", "float32", "bfloat16", "float16")
+SAMPLING: tuple[tuple[str, Any, Any], ...] = (
+    ("max-tokens", int, 256), ("temperature", float, 0.8), ("top-k", int, 0), ("top-p", float, 0.95), ("min-p", float, 0.0),
+    ("repetition-penalty", float, 1.0), ("seed", int, 0),
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,6 +60,7 @@ def _dispatch(argv: list[str], shape: argparse.Namespace) -> int:
 
         print(version("bessemer"))
         return 0
+    sys.path.append(os.getcwd())  # where a user's own methods are, for names with a dot
     command = argv[0]
     if command not in ABOUT:
         raise BessemerError(f"there is no command '{command}'", mend=neighbours(command, ABOUT))
@@ -96,6 +104,161 @@ def _run(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
     _say(args, result.plain(), closing(result))
     return 0
 
+
+
+def _compare(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
+    parser.add_argument("recipe", help="a TOML file or the name of a shipped recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="the same for every variant")
+    parser.add_argument("--vary", action="append", default=[], metavar="key=a,b,c", help="every combination is trained; may be given again")
+    parser.add_argument("--budget", metavar="tokens=2M|seconds=60|steps=N", help="what each training may spend")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each variant, to tell differences from chance")
+    parser.add_argument("--smoke", action="store_true", help="every stage at its smallest")
+    args = parser.read(argv)
+    from bessemer.run import compare, compare_page, observe
+
+    if not args.vary:
+        raise BessemerError("nothing to vary", key="--vary", mend="for example --vary optim.name=adamw,muon")
+    shape.folder = Path(args.out) if args.out else None
+    table = compare.compare(
+        args.recipe, compare.parse_vary(args.vary), shape.folder, budget=args.budget, seeds=args.seeds, overrides=args.overrides,
+        smoke=args.smoke, watch=observe.Watch() if args.quiet else observe.Lines(observe.to_stderr),
+    )  # fmt: skip
+    _say(args, table, compare_page.text(table))
+    return 0
+
+
+def _generate(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
+    parser.add_argument("model", help="a run's or a model's folder, ours or Hugging Face's")
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="may be given again; otherwise stdin, if it is piped")
+    parser.add_argument("--number", type=int, default=1, help="texts for each prompt")
+    for name, kind, default in SAMPLING:
+        parser.add_argument(f"--{name}", type=kind, default=default)
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends a text; may be given again")
+    args = parser.read(argv)
+    from bessemer.run import models, writing
+
+    if args.number < 1:
+        raise BessemerError(f"{args.number} texts can't be written", key="--number", mend="give 1 or more")
+    given = args.prompt or ([sys.stdin.read()] if not sys.stdin.isatty() else [""])
+    model, tokenizer = models.open_with_tokenizer(args.model)
+    options = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name, *_ in SAMPLING} | {"stop": args.stop}
+    written = writing.write(model, tokenizer, [prompt for prompt in given for _ in range(args.number)], options, live=not (args.json or args.quiet or args.out))
+    _save(args.out, written)
+    if args.json:
+        print(json.dumps({"texts": written}, ensure_ascii=False))
+    elif args.quiet and not args.out:
+        print("\n".join(each["prompt"] + each["text"] for each in written))
+    return 0
+
+
+def _evaluate(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
+    parser.add_argument("model", help="a run's or a model's folder, ours or Hugging Face's")
+    parser.add_argument("tasks", nargs="*", metavar="task", help="names, and options as task.key=value; bits_per_byte if none is given")
+    parser.add_argument("--data", metavar="FOLDER", help="tokens with held-out documents; those of the model's run if not given")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.read(argv)
+    from bessemer.run import models, observe
+
+    chosen = models.tasks(args.tasks)
+    watch = observe.watch_for(["evaluate"], args.quiet)
+    watch.begin("evaluate")
+    try:
+        figures = models.evaluate(
+            models.place_of(args.model), chosen, Path(args.data) if args.data else None, args.seed,
+            lambda done, total, unit: watch.progress("evaluate", done, total, unit, {}),
+        )  # fmt: skip
+    finally:
+        watch.close()
+    plain = {task: {name: figure.plain() for name, figure in found.items()} for task, found in figures.items()}
+    _save(args.out, plain)
+    rows = [(task, name, figure) for task, found in figures.items() for name, figure in found.items()]
+    _say(args, plain, "\n".join(f"{task:<16} {name:<20} {f.value:9.4f}  [{f.low:.4f}, {f.high:.4f}]  of {f.count:,}" for task, name, f in rows))
+    return 0
+
+
+def _export(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
+    parser.add_argument("model", help="a run's or a model's folder")
+    parser.add_argument("--dtype", choices=DTYPES, default="keep", help="what to store the weights in")
+    parser.add_argument("--architecture", help="llama, qwen3, ...; by default the one whose shape the model has")
+    args = parser.read(argv)
+    from bessemer.models import hugging_face
+    from bessemer.models.package import Model
+    from bessemer.models.weights import as_dtype
+    from bessemer.run import models
+
+    place = models.place_of(args.model)
+    out = Path(args.out) if args.out else place.with_name(place.name + "-export")
+    found = hugging_face.export(Model.open(place), out, dtype=as_dtype(args.dtype), architecture=args.architecture)
+    _say(args, found | {"folder": str(out)}, f"{found['architecture']} in {out}; AutoModelForCausalLM.from_pretrained({str(out)!r}) loads it")
+    return 0
+
+
+def _import(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
+    parser.add_argument("source", help="a Hugging Face folder")
+    parser.add_argument("--dtype", choices=DTYPES, default="keep", help="what to store the weights in")
+    args = parser.read(argv)
+    from bessemer.run import models
+
+    source = Path(args.source)
+    out = Path(args.out) if args.out else Path("runs") / source.resolve().name
+    info = models.import_folder(source, out, args.dtype)
+    _say(args, info | {"folder": str(out)}, f"{info['architecture']}, {info['parameters']:,} parameters, in {out}; try: bessemer generate {out}")
+    return 0
+
+
+def _report(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
+    parser.add_argument("run", help="a run's folder, finished or going")
+    args = parser.read(argv)
+    from bessemer.run import report
+
+    folder = Path(args.run)
+    data = report.gather(folder)
+    page = report.write(folder, Path(args.out) if args.out else folder / "report-now")
+    _say(args, report.summary(data) | {"report": str(page)}, f"look at    {page}")
+    return 0
+
+
+def _methods(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
+    parser.add_argument("what", nargs="?", metavar="KIND|NAME")
+    parser.add_argument("--markdown", action="store_true", help="write docs/methods.md, or --out")
+    args = parser.read(argv)
+    from bessemer.run import catalogue, catalogue_page
+
+    if args.markdown:
+        from bessemer.core import files
+
+        out = Path(args.out) if args.out else catalogue.PAGE
+        files.write(out, catalogue.markdown())
+        _say(args, {"file": str(out)}, f"look at    {out}")
+        return 0
+    found = catalogue.look_up(args.what) if args.what else (None, catalogue.listed())
+    value = catalogue_page.plain(*found, detailed=bool(args.what))
+    _save(args.out, value)
+    _say(args, value, catalogue_page.text(*found, detailed=bool(args.what)))
+    return 0
+
+
+def _doctor(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
+    parser.add_argument("--fast", action="store_true", help="measure nothing")
+    args = parser.read(argv)
+    from bessemer.run import doctor
+
+    found = doctor.examine(Path.cwd(), measure=not args.fast)
+    value = found | {"advice": [{"kind": kind, "text": text} for kind, text in doctor.advice(found)]}
+    _save(args.out, value)
+    _say(args, value, doctor.text(found))
+    return 0
+
+
+def _save(out: str | None, value: Any) -> None:
+    """The answer as a JSON file, where `--out` names one."""
+    if out:
+        from bessemer.core import files
+
+        place = Path(out)
+        if place.is_dir():
+            raise BessemerError("is a folder, and a file is wanted", file=place, key="--out", mend=f"for example {place / 'result.json'}")
+        files.write_json(place, value)
 
 def _say(args: argparse.Namespace, value: dict[str, Any], text: str) -> None:
     """The command's answer: JSON for programs, text for people."""

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import statistics
 import time
 from functools import cache
+from pathlib import Path
 
 import torch
+
+
+def avoid_broken_tiles() -> bool:
+    """Keeps oneDNN off AMX where it would die of an illegal instruction; says whether it had to.
+
+    Some hypervisors show the AMX flags but hide the processor's description of its tiles (leaf 0x1D of CPUID, beyond the
+    highest leaf they admit to). oneDNN then configures tiles of size zero and the first bfloat16 product kills the process.
+    It reads this variable at its first product, so setting it on import is early enough.
+    """
+    if "ONEDNN_MAX_CPU_ISA" in os.environ:
+        return False
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    level = re.search(r"^cpuid level\s*:\s*(\d+)", text, re.MULTILINE)
+    if " amx_tile" not in text or level is None or int(level[1]) >= 0x1D:
+        return False
+    os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_BF16"
+    return True
+
+
+TILES_AVOIDED = avoid_broken_tiles()
 
 
 @cache
@@ -93,3 +118,11 @@ def peak_memory() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def accelerators() -> list[str]:
+    """The accelerators there are, with their memory."""
+    if not torch.cuda.is_available():
+        return []
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [f"{each.name} ({each.total_memory / 1e9:.0f} GB)" for each in found]

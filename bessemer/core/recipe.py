@@ -14,7 +14,7 @@ from bessemer.core.errors import RecipeError, neighbours
 SHIPPED = registry.PACKAGE.parent / "recipes"
 STAGES = "run/stages"
 TOP = {"extends", "name", "seed", "stage", "about"}
-LINKS = {"do", "name", "inputs"}
+LINKS = {"do", "name", "inputs", "seed"}
 
 
 @dataclass
@@ -22,12 +22,13 @@ class Stage:
     """One stage of a recipe: which method of run/stages, its validated options, where its inputs come from.
 
     `inputs` maps an artifact kind to a stage's name or to a folder; what is not in it comes from the nearest
-    earlier stage that makes that kind.
+    earlier stage that makes that kind. `seed` is the stage's own, None for the recipe's.
     """
 
     name: str
     choice: registry.Choice
     inputs: dict[str, str] = field(default_factory=dict)
+    seed: int | None = None
 
     def plain(self) -> dict[str, Any]:
         return registry.as_plain(self.choice.options)
@@ -45,7 +46,7 @@ class Recipe:
 
     def plain(self) -> dict[str, Any]:
         """The whole recipe with every default written out, as JSON can hold it."""
-        stages = [{"do": s.choice.name, "name": s.name, "inputs": s.inputs, **s.plain()} for s in self.stages]
+        stages = [{"do": s.choice.name, "name": s.name, "inputs": s.inputs, "seed": s.seed, **s.plain()} for s in self.stages]
         return {"name": self.name, "seed": self.seed, "stage": stages}
 
 
@@ -234,8 +235,7 @@ def _place(table: list[Any], part: str, key: str) -> int | None:
 def _validate(raw: dict[str, Any], file: Path | None) -> Recipe:
     if not raw.get("stage"):
         raise RecipeError("has no [[stage]], so there is nothing to do", file=file, mend='add one, or begin with extends = "demo"')
-    if not isinstance(raw.get("seed", 0), int) or isinstance(raw.get("seed", 0), bool):
-        raise RecipeError(f"a whole number is wanted, and {raw['seed']!r} is given", file=file, key="seed")
+    _check_seed(raw, file, "seed")
     stages: list[Stage] = []
     for number, table in enumerate(raw["stage"]):
         name = _stage_name(table)
@@ -252,8 +252,15 @@ def _validate(raw: dict[str, Any], file: Path | None) -> Recipe:
         inputs = table.get("inputs", {})
         if not isinstance(inputs, dict) or not all(isinstance(v, str) for v in inputs.values()):
             raise RecipeError('inputs is a table such as {corpus = "clean"}', file=file, key=f"{name}.inputs")
-        stages.append(Stage(name, choice, inputs))
-    return Recipe(str(raw.get("name", "recipe")), raw.get("seed", 0), stages, file, str(raw.get("about", "")))
+        _check_seed(table, file, f"{name}.seed")
+        stages.append(Stage(name, choice, inputs, table.get("seed")))
+    return Recipe(str(raw.get("name", "recipe")), raw.get("seed") or 0, stages, file, str(raw.get("about", "")))
+
+
+def _check_seed(table: dict[str, Any], file: Path | None, key: str) -> None:
+    seed = table.get("seed")
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
+        raise RecipeError(f"a whole number is wanted, and {seed!r} is given", file=file, key=key)
 
 
 def _explain(error: registry.PydanticCustomError, file: Path | None, stage: str, table: dict[str, Any]) -> RecipeError:
@@ -276,7 +283,7 @@ def _siblings(table: dict[str, Any], at: tuple[str | int, ...]) -> list[str]:
     value: Any = table
     for part in at[:-1]:
         fields = registry.schema(target).model_fields
-        value = value[part] if isinstance(value, dict | list) else None
+        value = value[part] if isinstance(value, dict | list) else None  # type: ignore[index]  # a path found in this very value
         if isinstance(part, str) and part in fields:
             kind = _kind_of(fields[part])
             name = value if isinstance(value, str) else value.get("name") if isinstance(value, dict) else None

@@ -150,13 +150,22 @@ _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allow
 def schema(target: Callable[..., Any]) -> type[pydantic.BaseModel]:
     """The pydantic model of a method's options: its keyword-only parameters."""
     function = target.__init__ if inspect.isclass(target) else target
-    hints = typing.get_type_hints(function, include_extras=True)
+    options = [p for p in inspect.signature(function).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    hints = _hints(function, [p.name for p in options])
     fields: dict[str, Any] = {}
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-            fields[parameter.name] = (hints.get(parameter.name, Any), pydantic.Field(default, validate_default=True))
+    for parameter in options:
+        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+        fields[parameter.name] = (hints.get(parameter.name, Any), pydantic.Field(default, validate_default=True))
     return pydantic.create_model(target.__name__, __config__=_STRICT, **fields)
+
+
+def _hints(function: Callable[..., Any], wanted: list[str]) -> dict[str, Any]:
+    """The type hints of some parameters; the others may name classes that are imported only for the type checker."""
+
+    def holder() -> None: ...
+
+    holder.__annotations__ = {name: hint for name, hint in inspect.get_annotations(function).items() if name in wanted}
+    return typing.get_type_hints(holder, globalns=getattr(function, "__globals__", {}), include_extras=True)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -49,7 +50,7 @@ def token_bytes(definition: dict[str, Any]) -> list[bytes]:
     pairs = [(entry[0], i) for i, entry in enumerate(vocabulary)] if isinstance(vocabulary, list) else list(vocabulary.items())
     added = {entry["id"]: entry for entry in definition.get("added_tokens") or []}
     out = [b""] * (1 + max([i for _, i in pairs] + list(added), default=-1))
-    spell = _speller(json.dumps(definition.get("decoder") or {}), model)
+    spell = _speller(json.dumps(definition.get("decoder") or {}, ensure_ascii=False), model)
     for token, i in pairs:
         out[i] = spell(token)
     for i, entry in added.items():
@@ -57,11 +58,11 @@ def token_bytes(definition: dict[str, Any]) -> list[bytes]:
     return out
 
 
-def _speller(decoder: str, model: dict[str, Any]) -> Any:
+def _speller(decoder: str, model: dict[str, Any]) -> Callable[[str], bytes]:
     """How this kind of vocabulary writes bytes, told by the decoder that undoes it."""
     if '"ByteLevel"' in decoder:
         return lambda token: found if (found := to_bytes(token)) is not None else token.encode()
-    if "\u2581" in json.loads(f"[{decoder}]").__repr__() or '"Metaspace"' in decoder:
+    if "\u2581" in decoder:
 
         def spell(token: str) -> bytes:
             match = _BYTE_TOKEN.fullmatch(token)

@@ -48,7 +48,8 @@ def held_out_batches(
         rank, ranks: batches rank, rank + ranks, ... are this rank's.
 
     Yields:
-        batches with weights "next_token" (1 where scored) and "bytes", both float32 [rows, length].
+        batches with weights "next_token" (1 where scored) and "bytes", both float32 [rows, length], and the stream "document",
+        int64 [rows, length]: each token's document, -1 in the padding.
 
     Raises:
         DataError: the split has no such document.
@@ -97,6 +98,7 @@ def _scored(tokens: Tokens, table: Rows, skip: Array, byte_lengths: Array, picke
     last = np.flatnonzero(scored & (left == 2))
     counted[last] += _missing(tokens, np.repeat(document, size)[last], byte_lengths)
     batch.weights = {"next_token": layout.lay(scored, 0.0, np.float32), "bytes": layout.lay(counted, 0.0, np.float32)}
+    batch.streams = {"document": layout.lay(np.repeat(document, size), -1, np.int64)}
     batch.samples = torch.from_numpy(picked)
     return batch
 

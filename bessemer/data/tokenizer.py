@@ -108,7 +108,7 @@ class Tokenizer(Artifact):
 
     def encode_array(self, text: str, *, special: bool = False) -> np.ndarray[Any, Any]:
         """`encode` as an int64 array, which is cheaper for long texts."""
-        if any("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() and _has_surrogate(text) else False:
+        if not text.isascii() and _has_surrogate(text):
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if self._fast is not None and not special:
             try:

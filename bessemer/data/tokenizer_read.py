@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def _merge_of(token: bytes, rank: int, ranks: dict[bytes, int]) -> tuple[bytes, 
     """The two tokens whose merge makes this one: what is left when only earlier merges are applied to its bytes."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        candidates = [(ranks.get(left + right, rank), i) for i, (left, right) in enumerate(zip(parts, parts[1:], strict=False))]
+        candidates = [(ranks.get(left + right, rank), i) for i, (left, right) in enumerate(pairwise(parts))]
         best, place = min(candidates)
         if best >= rank:
             return None  # reached only as a whole piece

@@ -87,7 +87,7 @@ def _trainer(algorithm: Algorithm, vocabulary: int, specials: Sequence[str]) -> 
     from tokenizers import trainers
 
     alphabet = list(characters())
-    common = {"vocab_size": vocabulary, "special_tokens": list(specials), "initial_alphabet": alphabet, "show_progress": False}
+    common: dict[str, Any] = {"vocab_size": vocabulary, "special_tokens": list(specials), "initial_alphabet": alphabet, "show_progress": False}
     return trainers.BpeTrainer(**common) if algorithm == "bpe" else trainers.UnigramTrainer(**common)
 
 

@@ -157,7 +157,8 @@ def _feed(worker: subprocess.Popen[bytes], function: Function, waiting: queue.Si
             results.put((index, *receive(worker.stdout)))
         except (EOFError, BrokenPipeError):
             problem = f"a data worker ended with code {worker.wait()} while it worked"
-            results.put((index, False, DataError(problem, mend="if it ran out of memory, set processes = 1; give the same command again to continue")))
+            mend = "if it ran out of memory, set processes = 1; give the same command again to continue"
+            results.put((index, False, DataError(problem, mend=mend)))
             return
         except Exception as error:
             results.put((index, False, error))
@@ -168,7 +169,8 @@ def _on_ray(function: Function, todo: dict[int, Unit], processes: int | None) ->
     try:
         import ray
     except ImportError:
-        raise BessemerError('engine = "ray" needs Ray, which is not installed', key="engine", mend='pip install "bessemer[ray]", or engine = "local"') from None
+        mend = 'pip install "bessemer[ray]", or engine = "local"'
+        raise BessemerError('engine = "ray" needs Ray, which is not installed', key="engine", mend=mend) from None
     ours = not ray.is_initialized()
     if ours:
         environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}}

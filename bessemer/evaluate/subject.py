@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from bessemer.data.store import Tokens
-    from bessemer.data.tokenizer import Tokenizer
+from bessemer.core.errors import BessemerError
+from bessemer.data.tokenizer import Tokenizer
+from bessemer.data.tokens import Tokens
 
 
 def _silent(done: float, total: float | None, unit: str) -> None:
@@ -24,12 +24,13 @@ class Subject:
     """A model under evaluation.
 
     Attributes:
-        model: Batch -> Outputs; its parameters' device and type are used as they are.
+        model: Batch -> Outputs; used on the device and in the type it has.
         tokenizer: what its tokens mean.
         tokens: a token store with held-out documents, for tasks that read one.
         seed: of the bootstrap and of anything drawn.
         smoke: everything at its smallest.
         progress: told how far a task is: done, total, unit.
+        generate: `serve.generate.generate`, for tasks that have the model write.
     """
 
     model: nn.Module
@@ -38,10 +39,26 @@ class Subject:
     seed: int = 0
     smoke: bool = False
     progress: Callable[[float, float | None, str], Any] = _silent
+    generate: Callable[..., Any] | None = None
 
-    def limit(self, wanted: int | None, smallest: int) -> int | None:
-        """How many examples to take: `wanted` (None for all), or `smallest` in a smoke run."""
-        return smallest if self.smoke and (wanted is None or wanted > smallest) else wanted
+    def __post_init__(self) -> None:
+        known = int(self.model.vocabulary)  # type: ignore[arg-type]
+        if self.tokenizer.vocabulary_size > known:
+            raise BessemerError(
+                f"the tokenizer has {self.tokenizer.vocabulary_size} tokens and the model {known}",
+                file=self.tokenizer.folder,
+                key="vocabulary",
+                mend="give the tokenizer the model was trained with",
+            )
+
+    @property
+    def context(self) -> int:
+        """How many tokens the model reads at most."""
+        return int(self.model.options["length"])  # type: ignore[index, arg-type, operator]
+
+    def few(self, wanted: int | None, smallest: int) -> int | None:
+        """How much to take: `wanted` (None for all), but no more than `smallest` in a smoke run."""
+        return min(wanted or smallest, smallest) if self.smoke else wanted
 
 
 @contextmanager

@@ -108,6 +108,8 @@ def save(tensors: dict[str, Tensor | Callable[[], Tensor]], folder: Path, shard_
     sizes = {name: _bytes(value() if callable(value) else value) for name, value in tensors.items()}
     shards = _cut(sizes, shard_bytes)
     single = len(shards) == 1
+    with files.disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     where: dict[str, str] = {}
     written = []
     for number, names in enumerate(shards, start=1):

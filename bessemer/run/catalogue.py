@@ -9,6 +9,7 @@ from typing import Any
 from bessemer.core import registry
 from bessemer.core.errors import BessemerError, neighbours
 
+PAGE = registry.PACKAGE.parent / "docs" / "methods.md"
 RESULTS = registry.PACKAGE.parent / "benchmarks" / "results"
 
 
@@ -65,7 +66,7 @@ def options(entry: registry.Entry) -> list[dict[str, Any]]:
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             needed = parameter.default is inspect.Parameter.empty
             found.append(
-                {"name": parameter.name, "type": str(parameter.annotation), "needed": needed, "default": None if needed else parameter.default}
+                {"name": parameter.name, "type": inspect.formatannotation(parameter.annotation).strip("'"), "needed": needed, "default": None if needed else parameter.default}
             )
     return found
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from bessemer.core import device
+from bessemer.core import device, registry
 from bessemer.core.errors import BessemerError
 from bessemer.run import energy
 
@@ -84,7 +84,7 @@ def advice(found: dict[str, Any]) -> list[tuple[str, str]]:
     for name in found["missing"]:
         extras.setdefault(OPTIONAL[name][1], []).append(f"{name} ({OPTIONAL[name][0]})")
     for extra, names in extras.items():
-        said.append(("missing", f"{', '.join(names)}: {sys.executable} -m pip install 'bessemer[{extra}]'"))
+        said.append(("missing", f"{', '.join(names)}: {sys.executable} -m pip install '{_package()}[{extra}]'"))
     return said
 
 
@@ -118,6 +118,12 @@ def _compiler(found: dict[str, Any]) -> tuple[str, str]:
     if found["compiler"]:
         return ("good", f"torch.compile can work: {found['compiler']}")
     return ("missing", "no C++ compiler, so nothing is compiled and training is slower: apt-get install g++ (or your system's like)")
+
+
+def _package() -> str:
+    """What pip is to be given: the checkout this runs from, or the package's name."""
+    home = registry.PACKAGE.parent
+    return str(home) if (home / "pyproject.toml").is_file() else "bessemer"
 
 
 def _processor() -> str:

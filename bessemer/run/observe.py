@@ -186,7 +186,12 @@ def watch_for(stages: list[str], quiet: bool) -> Watch:
         return Watch()
     if sys.stderr.isatty():
         return Live(stages, sys.stderr)
-    return Lines(lambda text: print(text, file=sys.stderr, flush=True))
+    return Lines(to_stderr)
+
+
+def to_stderr(text: str) -> None:
+    """Where lines go: stdout is kept for the answer."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def hush() -> None:

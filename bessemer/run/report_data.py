@@ -70,13 +70,28 @@ class Curve:
         """Domain -> tokens seen and bits per byte."""
         found: dict[str, tuple[list[float], list[float]]] = {}
         for line in self.evaluations:
-            scores = line["evaluation"].get("bits_per_byte")
-            for domain, score in (scores if isinstance(scores, dict) else {"all": scores}).items():
-                if isinstance(score, int | float) and score == score:
-                    xs, ys = found.setdefault(domain, ([], []))
-                    xs.append(float(line.get("tokens", line["step"])))
-                    ys.append(float(score))
+            for domain, score in domain_scores(line["evaluation"]).items():
+                xs, ys = found.setdefault(domain, ([], []))
+                xs.append(float(line.get("tokens", line["step"])))
+                ys.append(score)
         return found
+
+    def scores(self) -> list[tuple[dict[str, Any], float]]:
+        """Each evaluation line that measured held-out text, with the mean bits per byte over domains."""
+        found = [(line, domain_scores(line["evaluation"])) for line in self.evaluations]
+        return [(line, sum(scores.values()) / len(scores)) for line, scores in found if scores]
+
+
+def domain_scores(evaluation: dict[str, Any]) -> dict[str, float]:
+    """The bits per byte of each domain: of `bits_per_byte`, a number or a table of numbers or of figures with a `value`.
+
+    A figure over all domains counts only where it is the only one.
+    """
+    measured = evaluation.get("bits_per_byte")
+    table = measured if isinstance(measured, dict) and "value" not in measured else {"all": measured}
+    values = {name: value.get("value") if isinstance(value, dict) else value for name, value in table.items()}
+    kept = {name: float(value) for name, value in values.items() if isinstance(value, int | float) and value == value}
+    return {name: value for name, value in kept.items() if name != "all"} or kept
 
 
 @dataclass

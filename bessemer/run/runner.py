@@ -18,8 +18,8 @@ import psutil
 
 from bessemer.core import files
 from bessemer.core.artifact import MANIFEST, Artifact, seal
-from bessemer.core.errors import ArtifactError
-from bessemer.core.recipe import Recipe
+from bessemer.core.errors import ArtifactError, RecipeError
+from bessemer.core.recipe import Recipe, Stage
 from bessemer.core.work import Stopped, Work
 from bessemer.run import folder as places
 from bessemer.run import keys, observe, toml, wiring
@@ -149,7 +149,7 @@ class Room:
             raise Stopped
         given, parents = self._gather(step)
         plain = stage.plain()
-        key = keys.stage_key(stage.choice, plain, self.recipe.seed, self.smoke, [f"{name}={parent}" for name, parent in parents.items()])
+        key = keys.stage_key(stage.choice, plain, self._seed(stage), self.smoke, [f"{name}={parent}" for name, parent in parents.items()])
         place = self.store / f"{stage.name}-{key[:12]}" if self.store else self.out / stage.name
         done = self._is_done(place, key)
         if done:
@@ -172,6 +172,19 @@ class Room:
             given.append(found if wire.many else found[0] if found else None)
         return given, parents
 
+    def _call(self, step: wiring.Step, work: Work, given: list[Any]) -> None:
+        """Does the work; what a stage finds wrong with its options is told with the recipe's file and the stage's name."""
+        try:
+            step.stage.choice(work, *given)
+        except RecipeError as error:
+            if error.file is not None or error.key is None:
+                raise
+            key = error.key if error.key.split(".")[0] == work.name else f"{work.name}.{error.key}"
+            raise RecipeError(error.problem, file=self.recipe.file, key=key, mend=error.mend) from error
+
+    def _seed(self, stage: Stage) -> int:
+        return self.recipe.seed if stage.seed is None else stage.seed
+
     def _is_done(self, place: Path, key: str) -> bool:
         manifest = place / MANIFEST
         if not manifest.is_file():
@@ -183,14 +196,14 @@ class Room:
         name, work_folder = step.stage.name, places.partial(place, key)
         continued = work_folder.exists()
         work_folder.mkdir(parents=True, exist_ok=True)
-        work = Work(work_folder, self.recipe.seed, name, self.smoke, {}, self.out, self.recipe.plain(), lambda: self.switch.asked)
+        work = Work(work_folder, self._seed(step.stage), name, self.smoke, {}, self.out, self.recipe.plain(), lambda: self.switch.asked)
         work.on_progress = lambda done, total, unit, figures: self.watch.progress(name, done, total, unit, figures)
         work.on_note = lambda text: self.watch.note(name, text)
         self.watch.begin(name)
         if continued:
             self.watch.note(name, "goes on from where it stopped")
         meter, start = Meter(), time.perf_counter()
-        step.stage.choice(work, *given)
+        self._call(step, work, given)
         seconds, energy = time.perf_counter() - start, meter.read()
         spent = {"joules": round(energy.joules, 1), "measured": energy.measured, "how": energy.how}
         seal(

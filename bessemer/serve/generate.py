@@ -9,14 +9,14 @@ from torch import nn
 from bessemer.core.errors import BessemerError
 from bessemer.data.tokenizer import Tokenizer
 from bessemer.serve.decode import Decoding
-from bessemer.serve.row import Generation, Piece, Row, rows_for
+from bessemer.serve.row import Generation, Piece, Prompt, Row, rows_for
 from bessemer.serve.sampler import Sampling
 
 
 def generate(
     model: nn.Module,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     max_tokens: int | None = 256,
     temperature: float = 1.0,
@@ -36,7 +36,7 @@ def generate(
     Args:
         model: Batch and Cache -> Outputs.
         tokenizer: the one the model was trained with.
-        prompts: texts to continue; equal ones get different continuations when sampled. An empty one begins a document.
+        prompts: texts to continue, or their tokens; equal ones get different continuations when sampled. An empty one begins a document.
         max_tokens: the most tokens written; None writes until the context is full.
         temperature, top_k, top_p, min_p, repetition_penalty: see `Sampling`; temperature 0 is greedy.
         seed: with the prompt, the key of every draw.
@@ -59,7 +59,7 @@ def generate(
 def stream(
     model: nn.Module,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     max_tokens: int | None = 256,
     temperature: float = 1.0,
@@ -104,7 +104,7 @@ def check_vocabulary(model: nn.Module, tokenizer: Tokenizer) -> int:
 
 
 def _prepare(
-    model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[str], *, max_tokens: int | None, trim: bool, begin: bool, seed: int, stop: Sequence[str]
+    model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Prompt], *, max_tokens: int | None, trim: bool, begin: bool, seed: int, stop: Sequence[str]
 ) -> list[Row]:
     check_vocabulary(model, tokenizer)
     return rows_for(prompts, tokenizer, context=context_of(model), max_tokens=max_tokens, trim=trim, begin=begin, seed=seed, stop=stop)
@@ -114,7 +114,7 @@ def _write(model: nn.Module, tokenizer: Tokenizer, texts: list[Row], how: Sampli
     """Rows of similar length together, so that little is padding; each row's pieces in order."""
     if rows < 1:
         raise BessemerError(f"{rows} texts can't be written at once", key="rows", mend="give 1 or more")
-    ends = frozenset([tokenizer.end])
+    ends = _ends(model, tokenizer)
     order = sorted(texts, key=lambda row: len(row.read))
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -126,3 +126,9 @@ def _write(model: nn.Module, tokenizer: Tokenizer, texts: list[Row], how: Sampli
     finally:
         for module in training:
             module.training = True
+
+
+def _ends(model: nn.Module, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end a text: the tokenizer's, and those an imported model names beside it."""
+    told = getattr(model, "imported", {}).get("tokens", {}).get("eos", [])
+    return frozenset([tokenizer.end, *(told if isinstance(told, list) else [told])])

@@ -12,6 +12,8 @@ from bessemer.core.errors import BessemerError
 from bessemer.data.tokenizer import Tokenizer
 from bessemer.serve.stream import TextStream
 
+Prompt = str | Sequence[int]
+"""A text to continue, or its tokens, which are then read as they are."""
 Finish = Literal["end", "stop", "length", "context"]
 """Why a text ended: the model wrote its end token, a stop string came, `max_tokens` or the model's context was full."""
 
@@ -21,7 +23,7 @@ class Generation:
     """A finished text.
 
     Attributes:
-        prompt: what it continues.
+        prompt: what it continues; decoded, if it was given as tokens.
         text: what was written, without the stop string.
         tokens: every token picked, the end token and those of a stop string included.
         finish: why it ended.
@@ -102,7 +104,7 @@ class Row:
 
 
 def rows_for(
-    prompts: Sequence[str], tokenizer: Tokenizer, *, context: int, max_tokens: int | None, trim: bool, begin: bool, seed: int, stop: Sequence[str]
+    prompts: Sequence[Prompt], tokenizer: Tokenizer, *, context: int, max_tokens: int | None, trim: bool, begin: bool, seed: int, stop: Sequence[str]
 ) -> list[Row]:
     """A row for each prompt, checked and keyed.
 
@@ -125,17 +127,21 @@ def rows_for(
         seen[name] += 1
         room = context - len(read)
         most, full = (room, "context") if max_tokens is None or max_tokens > room else (max_tokens, "length")
-        rows.append(Row(number, prompt, read, key, most, full, TextStream(stop)))  # type: ignore[arg-type]
+        text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+        rows.append(Row(number, text, read, key, most, full, TextStream(stop)))  # type: ignore[arg-type]
     return rows
 
 
-def _read(prompt: str, number: int, tokenizer: Tokenizer, context: int, max_tokens: int | None, trim: bool, begin: bool) -> list[int]:
+def _read(prompt: Prompt, number: int, tokenizer: Tokenizer, context: int, max_tokens: int | None, trim: bool, begin: bool) -> list[int]:
     """The prompt's tokens, after the one that begins documents if wanted; an empty prompt is then a document's beginning."""
-    first = [tokenizer.begin] if begin else []
-    read = tokenizer.encode(prompt)
+    first = [tokenizer.begin] if begin and isinstance(prompt, str) else []
+    read = tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
     key = f"prompts[{number}]"
     if not first + read:
         raise BessemerError("the prompt is empty, so there is nothing to continue", key=key, mend="give at least one character, or begin = true")
+    strange = next((token for token in read if not 0 <= token < tokenizer.vocabulary_size), None)
+    if strange is not None:
+        raise BessemerError(f"there is no token {strange}; they are numbered 0 to {tokenizer.vocabulary_size - 1}", key=key)
     if len(first) + len(read) < context:
         return first + read
     if not trim:

@@ -75,7 +75,7 @@ def budget(
     return Budget(steps, tokens, seconds, length, rows, micro)
 
 
-def model_of(work: Work, tokenizer: Tokenizer, start: Model | None, choice: Choice) -> torch.nn.Module:
+def model_of(work: Work, tokenizer: Tokenizer, start: Model | None, choice: Choice) -> Any:
     """The model to train: a new one by the recipe, or the earlier one with its weights.
 
     Raises:
@@ -105,7 +105,7 @@ def run(
     work: Work,
     store: Tokens,
     tokenizer: Tokenizer,
-    model: torch.nn.Module,
+    model: Any,
     spend: Budget,
     *,
     task: list[Task],

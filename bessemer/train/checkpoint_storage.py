@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from torch.distributed.checkpoint import StorageReader, StorageWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner, WriteItem
@@ -21,53 +19,16 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from bessemer.core import files
-from bessemer.core.device import is_accelerator
-from bessemer.core.errors import ArtifactError, BessemerError
+from bessemer.core.errors import ArtifactError
+from bessemer.train.checkpoint_bytes import Staging, as_bytes, step_back, write_file
 
 INDEX = "index.json"
-PIECE = 16 << 20
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.complex64: "C64",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
     torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
 NAMES = {name: dtype for dtype, name in DTYPES.items()}
-
-
-class Staging:
-    """Host memory that a state is copied into, kept from save to save because fresh pages cost more than the copy."""
-
-    def __init__(self) -> None:
-        self._memory = np.empty(0, np.uint8)
-
-    def reserve(self, size: int) -> np.ndarray:
-        """At least `size` bytes, every page of them touched."""
-        if self._memory.size < size:
-            self._memory = np.empty(0, np.uint8)  # gives the old pages back before asking for more
-            if is_accelerator():
-                self._memory = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
-            else:
-                self._memory = np.empty(size, np.uint8)  # numpy asks for huge pages, torch does not
-            self._memory[:: 1 << 12] = 0
-        return self._memory
-
-    def copy(self, tensors: list[torch.Tensor]) -> list[np.ndarray]:
-        """The bytes of each tensor, held apart from it; lets other threads run and uses one core itself."""
-        memory, copies, at = self.reserve(sum(t.nbytes for t in tensors)), [], 0
-        for tensor in tensors:
-            place = memory[at : at + tensor.nbytes]
-            if is_accelerator():
-                torch.from_numpy(place).copy_(tensor.contiguous().reshape(-1).view(torch.uint8))
-            else:
-                np.copyto(place, as_bytes(tensor))
-            copies.append(place)
-            at += tensor.nbytes
-        return copies
-
-
-def as_bytes(tensor: torch.Tensor) -> np.ndarray:
-    """The tensor's values as a flat array of bytes: its own memory where it is dense and on the host."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).to(torch.empty(0).device).numpy()
 
 
 @dataclass(frozen=True)
@@ -113,15 +74,18 @@ class Writer(StorageWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         future: Future[list[WriteResult]] = Future()
         tensors = [_resolve(planner, item) for item in plan.items]
-        chunks = self.staging.copy(tensors) if self.staging else [as_bytes(t) for t in tensors]
+        header, begins = _header(plan.items, tensors)
+        parts: list[np.ndarray] = [np.frombuffer(header, np.uint8)]
         if self.staging:
+            parts = [self.staging.copy(header, tensors)]
             self.released()
-            _step_back()
+            step_back()
+        else:
+            parts += [as_bytes(tensor) for tensor in tensors]
         results: list[WriteResult] = []
         if plan.items:
-            header, begins = _header(plan.items, tensors)
             path = self.folder / f"rank-{self.rank:05d}.safetensors"
-            checksum = write_file(path, [np.frombuffer(header, np.uint8), *chunks])
+            checksum = write_file(path, parts)
             for item, tensor, begin in zip(plan.items, tensors, begins, strict=True):
                 results.append(WriteResult(item.index, tensor.nbytes, Written(path.name, len(header) + begin, checksum)))
         self.released()
@@ -229,28 +193,6 @@ def read_index(folder: Path, known: Iterable[str]) -> dict[str, Any]:
         raise ArtifactError(f"is not the index of a checkpoint ({type(error).__name__}: {error})", file=path) from None
 
 
-def write_file(path: Path, pieces: Iterable[np.ndarray]) -> str:
-    """Writes arrays of bytes one after the other, synced to the disk, and returns their checksum (xxh3-128, hex).
-
-    Raises:
-        BessemerError: the disk is full or can't be written.
-    """
-    pieces, digest = list(pieces), xxhash.xxh3_128()
-    needed, free = sum(piece.size for piece in pieces), shutil.disk_usage(path.parent).free
-    if needed > free:
-        problem = f"the disk is full: the checkpoint needs {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free; the earlier ones are untouched"
-        raise BessemerError(problem, file=path.parent.parent, mend="free space, then give the same command again")
-    with files.disk_errors(path), open(path, "wb", buffering=0) as file:
-        for piece in pieces:
-            for at in range(0, piece.size, PIECE):
-                part = piece[at : at + PIECE].data
-                digest.update(part)
-                while part:
-                    part = part[file.write(part) :]
-        os.fsync(file.fileno())
-    return digest.hexdigest()
-
-
 def _resolve(planner: SavePlanner, item: WriteItem) -> torch.Tensor:
     tensor = planner.resolve_data(item)
     assert isinstance(tensor, torch.Tensor)  # `Checkpointer.save` lets nothing else in
@@ -282,9 +224,3 @@ def _check_chunk(folder: Path, name: str, row: dict[str, Any], chunk: dict[str, 
     end = begin + shape.numel() * NAMES[row["dtype"]].itemsize
     if not inside or begin < 8 or end > (folder / chunk["file"]).stat().st_size:
         raise ArtifactError("points outside its tensor or its file", file=folder / INDEX, key=name)
-
-
-def _step_back() -> None:
-    """Lowers the priority of this thread alone, for what remains can wait and training can't."""
-    if hasattr(os, "sched_getscheduler"):  # where threads have priorities of their own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -41,7 +41,8 @@ def expand(patterns: Sequence[str], endings: Sequence[str], part: Part = (0, 1))
         if has_magic(str(path)) and not path.exists():
             base = Path(str(path).split("*")[0].split("?")[0].split("[")[0])
             base = base if base.is_dir() else base.parent
-            here = [Found(Path(name), Path(name).relative_to(base).as_posix()) for name in sorted(glob(str(path), recursive=True)) if Path(name).is_file()]
+            fitting = [Path(name) for name in sorted(glob(str(path), recursive=True))]
+            here = [Found(each, each.relative_to(base).as_posix()) for each in fitting if each.is_file()]
         elif path.is_dir():
             all_endings = tuple(ending + more for ending in endings for more in ("", *PACKED))
             here = [Found(p, p.relative_to(path).as_posix()) for p in sorted(path.rglob("*")) if p.is_file() and p.name.lower().endswith(all_endings)]
@@ -51,7 +52,8 @@ def expand(patterns: Sequence[str], endings: Sequence[str], part: Part = (0, 1))
             beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             raise DataError("there is no such file or folder", file=path, key="files", mend=neighbours(path.name, beside))
         if not here:
-            raise DataError(f"nothing fits (folders are searched for {', '.join(endings)})", file=path, key="files", mend="check the path; a glob such as folder/**/*.txt names files outright")
+            problem = f"nothing fits (folders are searched for {', '.join(endings)})"
+            raise DataError(problem, file=path, key="files", mend="check the path; a glob such as folder/**/*.txt names files outright")
         found += here
     index, of = part
     return found[index * len(found) // of : (index + 1) * len(found) // of]

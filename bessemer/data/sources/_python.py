@@ -97,8 +97,8 @@ def _is_data(raw: bytes) -> bool:
 def docstrings(code: str) -> str:
     """The docstrings of a module, its classes and functions, in order, as paragraphs, with escapes as they are written.
 
-    They are found by their place, after a line that ends in a colon or at the module's head, which is thirty times
-    faster than parsing and differs from it in no more than a few strings in a thousand.
+    They are found by their place, after a line that ends in a colon or at the module's head: about fifteen times faster
+    than parsing, and the same but for one string in a hundred.
     """
     found: list[str] = []
     for match in DOCSTRING.finditer(code):

@@ -24,7 +24,7 @@ def arithmetic(
     lines: int = 8,
     digits: int = 3,
     terms: int = 2,
-    operations: list[Operation] = ["+", "-"],  # noqa: B006
+    operations: list[Operation] = ["+", "-"],
     seed: int = 0,
     domain: str = "arithmetic",
 ) -> Iterator[Document | Skipped]:

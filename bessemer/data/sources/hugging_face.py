@@ -22,7 +22,7 @@ def hugging_face(
     streaming: bool = False,
     text: str = "text",
     id: str | None = None,
-    metadata: list[str] = [],  # noqa: B006
+    metadata: list[str] = [],
     domain: str = "text",
     domain_key: str | None = None,
     label: str | None = None,
@@ -88,4 +88,5 @@ def _load(path: str, config: str | None, split: str, files: str | list[str] | No
         return datasets.load_dataset(path, config, data_files=files, split=split, revision=revision, streaming=streaming)
     except Exception as error:  # its loaders raise whatever their readers raise
         said = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"can't be loaded: {said[0]}", file=path, key="path", mend=f'check path, config and split ("{split}"); the hub needs a network') from None
+        mend = f'check path, config and split ("{split}"); the hub needs a network'
+        raise DataError(f"can't be loaded: {said[0]}", file=path, key="path", mend=mend) from None

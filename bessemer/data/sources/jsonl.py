@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from bessemer.core.errors import DataError
@@ -18,7 +17,7 @@ def jsonl(
     files: list[str],
     text: str = "text",
     id: str | None = None,
-    metadata: list[str] = [],  # noqa: B006
+    metadata: list[str] = [],
     domain: str = "text",
     domain_key: str | None = None,
     label: str = "jsonl",
@@ -50,7 +49,9 @@ def jsonl(
                 if problem:
                     wrong += 1
                     if wrong > broken:
-                        raise DataError(f"{problem}{f', and {wrong - 1} before it were broken too' if wrong > 1 else ''}", file=_at(path, number), mend=f"mend the line, or allow some with broken = {max(10, 2 * wrong)}")
+                        before = f", and {wrong - 1} before it were broken too" if wrong > 1 else ""
+                        mend = f"mend the line, or allow some with broken = {max(10, 2 * wrong)}"
+                        raise DataError(problem + before, file=f"{path}:{number}", mend=mend)
                     yield Skipped(problem.split(" (")[0], f"{name}:{number}")
                     continue
                 key = pick(row, id) if id else None
@@ -74,7 +75,3 @@ def _parse(line: bytes, text: str) -> tuple[dict[str, Any], str | None]:
     if not isinstance(value, str):
         return row, f"the value of '{text}' is no string (it is {type(value).__name__})"
     return row, None
-
-
-def _at(path: Path, number: int) -> str:
-    return f"{path}:{number}"

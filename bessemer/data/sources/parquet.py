@@ -18,7 +18,7 @@ def parquet(
     files: list[str],
     text: str = "text",
     id: str | None = None,
-    metadata: list[str] = [],  # noqa: B006
+    metadata: list[str] = [],
     domain: str = "text",
     domain_key: str | None = None,
     label: str = "parquet",
@@ -43,16 +43,15 @@ def parquet(
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
                 _check(file.schema_arrow, columns, text, str(path))
-                number = -1
-                for batch in file.iter_batches(batch_size=1024, columns=list(dict.fromkeys(columns)), use_threads=False):
-                    for number, row in enumerate(batch.to_pylist(), number + 1):
-                        if not row[text]:
-                            yield Skipped("empty", f"{name}:{number}")
-                            continue
-                        where = row[domain_key] if domain_key else None
-                        key = row[id] if id else None
-                        kept = {k: row[k] for k in metadata if row[k] is not None}
-                        yield Document(row[text], label, str(where or domain), f"{name}:{number}" if key is None else str(key), kept)
+                batches = file.iter_batches(batch_size=1024, columns=list(dict.fromkeys(columns)), use_threads=False)
+                for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+                    if not row[text]:
+                        yield Skipped("empty", f"{name}:{number}")
+                        continue
+                    where = row[domain_key] if domain_key else None
+                    key = row[id] if id else None
+                    kept = {k: row[k] for k in metadata if row[k] is not None}
+                    yield Document(row[text], label, str(where or domain), f"{name}:{number}" if key is None else str(key), kept)
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"can't be read as Parquet: {str(error).splitlines()[0]}", file=path, mend="fetch or write it again") from None
 

@@ -16,9 +16,9 @@ Domain = Literal["code", "prose"]
 def stdlib(
     part: Part = (0, 1),
     *,
-    domains: list[Domain] = ["code", "prose"],  # noqa: B006
+    domains: list[Domain] = ["code", "prose"],
     include: list[str] | None = None,
-    exclude: list[str] = ["pip", "setuptools", "pkg_resources"],  # noqa: B006
+    exclude: list[str] = ["pip", "setuptools", "pkg_resources"],
     megabytes: float | dict[Domain, float] | None = None,
     tests: bool = False,
     shortest: int = 200,

@@ -24,7 +24,7 @@ def text(
     bad: Literal["stop", "skip"] = "skip",
     label: str = "text",
     domain: str = "text",
-    endings: list[str] = [".txt", ".md", ".rst"],  # noqa: B006
+    endings: list[str] = [".txt", ".md", ".rst"],
 ) -> Iterator[Document | Skipped]:
     """Plain text from files, folders and globs, one document a file or cut at a separator.
 
@@ -54,12 +54,12 @@ def text(
             with opened(path) as stream:
                 for number, piece in enumerate(_pieces(stream, path, separator, encoding)):
                     yield Document(piece, label, domain, f"{name}#{number}" if separator else name)
-        except _Bad as problem:
+        except _BadError as problem:
             complain(f"is {problem}", path, f'bad = "skip" passes over such files; encoding = "..." says how they are written ({encoding} now)')
             yield Skipped(str(problem).split(":")[0], f"{name} after document {number}" if number else name)
 
 
-class _Bad(Exception):
+class _BadError(Exception):
     """A file that is no text in the encoding it should have."""
 
 
@@ -68,14 +68,14 @@ def _pieces(stream: BinaryIO, path: Path, separator: str | None, encoding: str) 
     head = stream.read(CHUNK)
     problem = first_problem(head)
     if problem or not head.strip():
-        raise _Bad(problem or "empty")
+        raise _BadError(problem or "empty")
     decoder = codecs.getincrementaldecoder(_marked(head) or encoding)()
     held, offset, some = "", 0, False
     while head:
         try:
             held += decoder.decode(head)
         except UnicodeDecodeError as error:
-            raise _Bad(f"mis-encoded: no {error.encoding} at about byte {offset + error.start}") from None
+            raise _BadError(f"mis-encoded: no {error.encoding} at about byte {offset + error.start}") from None
         offset += len(head)
         if separator is not None:
             *whole, held = held.split(separator)
@@ -89,11 +89,11 @@ def _pieces(stream: BinaryIO, path: Path, separator: str | None, encoding: str) 
     try:
         held += decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        raise _Bad(f"mis-encoded: no {error.encoding} at its end") from None
+        raise _BadError(f"mis-encoded: no {error.encoding} at its end") from None
     if held.strip():
         yield _lines(held)
     elif not some:
-        raise _Bad("empty")
+        raise _BadError("empty")
 
 
 def _lines(text: str) -> str:

@@ -1,0 +1,31 @@
+"""Import from Hugging Face's format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from bessemer.core.errors import ArtifactError
+from bessemer.core.work import Work
+from bessemer.models.hugging_face import read_folder
+from bessemer.models.package import Model, save_model
+from bessemer.models.weights import as_dtype
+
+
+def import_model(work: Work, *, path: str, dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep") -> Model:
+    """Reads a Hugging Face folder (Llama, Mistral, Qwen 2 and 3, OLMo 2, GPT-2) into a model of ours, to evaluate, train on or serve.
+
+    Args:
+        path: the folder with config.json and safetensors.
+        dtype: what to store the weights in.
+
+    Raises:
+        ArtifactError: as in `models/hugging_face.py`.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise ArtifactError("has no config.json, so it is no Hugging Face folder", file=folder, key="import_model.path")
+    model = read_folder(folder, as_dtype(dtype))
+    imported: Any = model.imported
+    work.info |= save_model(model, work.out, tokenizer=folder, extra=imported) | {"architecture": imported["architecture"]}
+    return Model(work.out, {})
