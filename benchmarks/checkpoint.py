@@ -1,8 +1,8 @@
 """How long a checkpoint of a 600 MB state keeps training waiting: ours against torch's own ways, in the same training loop.
 
 Every trial is the same: save, then two training steps (forward, backward, AdamW), then wait for the writing. `blocked` is the time
-spent in calls that save and in joins before the update; `lost` is what the trial's two steps took beyond two plain ones, so it also
-counts what the background work takes from training; `behind` is the time until the checkpoint was whole.
+spent in calls that save and in joins before the update; `lost` is what the trial's two steps took beyond two like the plain one before
+it, so it also counts what the background work takes from training; `behind` is the time until the checkpoint was whole.
 
     python benchmarks/checkpoint.py [--quick]
 """
@@ -40,7 +40,7 @@ def build(layers: int) -> tuple[torch.nn.Module, torch.optim.Optimizer, torch.Te
     """A network whose parameters and AdamW state are 12.6 MB a layer, and a batch that makes a step take about as long as a real one."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(*[torch.nn.Linear(1024, 1024) for _ in range(layers)])
-    return model, torch.optim.AdamW(model.parameters(), fused=True), torch.randn(1024, 1024)
+    return model, torch.optim.AdamW(model.parameters(), fused=True), torch.randn(512, 1024)
 
 
 def steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: torch.Tensor, before: Callable[[], None], count: int = 2) -> None:
@@ -109,13 +109,17 @@ def trial(way: Any, model: torch.nn.Module, optimizer: torch.optim.Optimizer, ba
         way.before_update()
         blocked += time.perf_counter() - start
 
+    os.sync()  # nobody pays for what another left to the disk
+    start = time.perf_counter()
+    steps(model, optimizer, batch, lambda: None, count=1)
     begun = time.perf_counter()
+    plain = begun - start
     way.save(model, optimizer)
     called = blocked = time.perf_counter() - begun
     steps(model, optimizer, batch, before)
     trained = time.perf_counter() - begun
     way.wait()
-    return {"blocked": blocked, "call": called, "trained": trained, "behind": time.perf_counter() - begun}
+    return {"blocked": blocked, "call": called, "plain": plain, "lost": trained - 2 * plain, "behind": time.perf_counter() - begun}
 
 
 def measure(folder: Path, layers: int, rounds: int) -> dict[str, Any]:
@@ -129,18 +133,13 @@ def measure(folder: Path, layers: int, rounds: int) -> dict[str, Any]:
         "torch async_save, stager": Torch(folder / "stager", "stager"),
     }
     first = {name: trial(way, model, optimizer, batch)["blocked"] for name, way in ways.items()}
-    plain, found = [], {name: [] for name in ways}
+    found: dict[str, list[Trial]] = {name: [] for name in ways}
     for _ in range(rounds):
-        start = time.perf_counter()
-        steps(model, optimizer, batch, lambda: None)
-        plain.append(time.perf_counter() - start)
         for name, way in ways.items():
-            os.sync()  # nobody pays for what another left to the disk
             found[name].append(trial(way, model, optimizer, batch))
-    rest = statistics.median(plain)
     figures = {name: {key: statistics.median(t[key] for t in trials) for key in trials[0]} for name, trials in found.items()}
     for name, row in figures.items():
-        row["lost"], row["first"] = row.pop("trained") - rest, first[name]
+        row["first"] = first[name]
         row["worst"] = max(t["blocked"] for t in found[name])
     tensors, _ = state_of(model, [optimizer])
     start = time.perf_counter()
@@ -153,7 +152,8 @@ def measure(folder: Path, layers: int, rounds: int) -> dict[str, Any]:
     dcp.load(tensors, checkpoint_id=folder / "save")
     theirs = time.perf_counter() - start
     megabytes = sum(t.nbytes for t in tensors.values()) / 1e6
-    return {"ways": figures, "step": rest / 2, "megabytes": megabytes, "verify": verified, "load": loaded, "torch load": theirs}
+    step = statistics.median(t["plain"] for trials in found.values() for t in trials)
+    return {"ways": figures, "step": step, "megabytes": megabytes, "verify": verified, "load": loaded, "torch load": theirs}
 
 
 def main() -> None:

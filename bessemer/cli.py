@@ -172,7 +172,7 @@ def _evaluate(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int
     plain = {task: {name: figure.plain() for name, figure in found.items()} for task, found in figures.items()}
     _save(args.out, plain)
     rows = [(task, name, figure) for task, found in figures.items() for name, figure in found.items()]
-    _say(args, plain, "\n".join(f"{task:<16} {name:<20} {f.value:9.4f}  [{f.low:.4f}, {f.high:.4f}]  of {f.count:,}" for task, name, f in rows))
+    _say(args, plain, "\n".join(f"{task:<16} {name:<20} {float(f):9.4f}  [{f.low:.4f}, {f.high:.4f}]  of {f.count:,}" for task, name, f in rows))
     return 0
 
 

@@ -16,6 +16,7 @@ from bessemer.core.errors import ArtifactError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+KEYS: dict[str, type] = {"kind": str, "format": int, "hash": str, "files": dict, "info": dict}
 
 
 class Artifact:
@@ -58,8 +59,9 @@ class Artifact:
                 f"has no {MANIFEST}, so it is no finished artifact", file=folder, mend="name the folder of a stage, such as runs/demo/tokens"
             )
         manifest = files.read_json(folder / MANIFEST)
-        if not isinstance(manifest, dict) or not {"kind", "format", "hash", "files", "info"} <= manifest.keys():
-            raise ArtifactError("is not a bessemer manifest", file=folder / MANIFEST)
+        for key, type_ in KEYS.items():
+            if not isinstance(manifest, dict) or not isinstance(manifest.get(key), type_):
+                raise ArtifactError("is not a bessemer manifest: this key is missing or of the wrong type", file=folder / MANIFEST, key=key)
         if manifest["format"] != FORMAT:
             raise ArtifactError(f"is of format {manifest['format']}, and this version reads {FORMAT}", file=folder / MANIFEST, key="format")
         if cls.kind not in ("artifact", manifest["kind"]):
@@ -134,6 +136,8 @@ def _check_files(folder: Path, listed: dict[str, dict[str, Any]], verify: bool) 
     again = "delete the folder and give the same command again to make it anew"
     for name, entry in listed.items():
         path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or not isinstance(entry, dict) or not {"bytes", "xxh3"} <= entry.keys():
+            raise ArtifactError("is not how a manifest lists a file", file=folder / MANIFEST, key=f"files.{name}")
         if not path.is_file():
             raise ArtifactError("the file is missing", file=path, mend=again)
         size = path.stat().st_size

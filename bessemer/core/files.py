@@ -77,7 +77,12 @@ def replace_folder(made: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():
         os.replace(place, old)
-    os.replace(made, place)
+    try:
+        os.replace(made, place)
+    except BaseException:
+        if old.exists():
+            os.replace(old, place)
+        raise
     sync_folder(place.parent)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -104,7 +109,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 file=path,
                 mend="free space or choose another folder with --out, then give the same command again",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             raise BessemerError(f"can't be written: {os.strerror(error.errno)}", file=path, mend="choose another folder with --out") from error
         raise
 

@@ -114,7 +114,7 @@ def _merge_stages(base: list[dict[str, Any]], child: list[dict[str, Any]]) -> li
 
 
 def _stage_name(stage: dict[str, Any]) -> str:
-    return str(stage.get("name", stage.get("do", "?")))
+    return str(stage.get("name", str(stage.get("do", "?")).rpartition(".")[2]))
 
 
 def _load(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -126,10 +126,10 @@ def _load(file: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise RecipeError(f"is not valid TOML: {error}", file=file) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"can't be read: {error}", file=file) from None
-    _check_shape(raw, file)
+    raw = {"name": file.stem} | _check_shape(raw, file)  # a child has a name of its own
     if "extends" in raw:
         raw = merge(_load(locate(raw["extends"], file), (*seen, file.resolve())), raw)
-    return {"name": file.stem} | raw
+    return raw
 
 
 def _check_shape(raw: dict[str, Any], file: Path | None) -> dict[str, Any]:
@@ -138,6 +138,9 @@ def _check_shape(raw: dict[str, Any], file: Path | None) -> dict[str, Any]:
             raise RecipeError(
                 "there is no such key at the top of a recipe", file=file, key=key, mend=neighbours(key, TOP) or "options belong inside a [[stage]]"
             )
+    for key in ("extends", "name", "about"):
+        if not isinstance(raw.get(key, ""), str):
+            raise RecipeError(f"text is wanted, and {raw[key]!r} is given", file=file, key=key)
     stages = raw.get("stage", [])
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
         raise RecipeError("stages are written as [[stage]] tables", file=file, key="stage")
@@ -172,6 +175,7 @@ def _override(raw: dict[str, Any], key: str, value: Any) -> None:
     stages = raw.get("stage", [])
     named = [stage for stage in stages if _stage_name(stage) == head]
     if named and rest:
+        _write_out(named[0], rest.split("."))
         _set(named[0], rest.split("."), value, key)
         return
     takers = [stage for stage in stages if head in _option_names(stage)]
@@ -179,7 +183,17 @@ def _override(raw: dict[str, Any], key: str, value: Any) -> None:
         known = {name for stage in stages for name in _option_names(stage)} | {_stage_name(stage) for stage in stages}
         raise RecipeError(f"no stage has a key '{head}'", key=key, mend=neighbours(head, known))
     for stage in takers:
+        _write_out(stage, key.split("."))
         _set(stage, key.split("."), value, key)
+
+
+def _write_out(stage: dict[str, Any], path: list[str]) -> None:
+    """Before a part of an option is changed: puts the option's default in its place if the recipe leaves it out."""
+    if len(path) > 1 and path[0] not in stage and path[0] in _option_names(stage):
+        default = registry.schema(registry.find(STAGES, str(stage["do"]))).model_fields[path[0]].default
+        plain = registry.as_plain(default)
+        if isinstance(plain, str | list | dict) and plain != "auto":
+            stage[path[0]] = deepcopy(plain)
 
 
 def _option_names(stage: dict[str, Any]) -> set[str]:
@@ -236,6 +250,7 @@ def _validate(raw: dict[str, Any], file: Path | None) -> Recipe:
     if not raw.get("stage"):
         raise RecipeError("has no [[stage]], so there is nothing to do", file=file, mend='add one, or begin with extends = "demo"')
     _check_seed(raw, file, "seed")
+    _check_name(str(raw.get("name", "recipe")), file, "name")
     stages: list[Stage] = []
     for number, table in enumerate(raw["stage"]):
         name = _stage_name(table)
@@ -243,8 +258,7 @@ def _validate(raw: dict[str, Any], file: Path | None) -> Recipe:
             raise RecipeError(f"two stages are called '{name}'", file=file, key=f"stage[{number}].name", mend="give one of them another name")
         if not isinstance(table.get("do"), str):
             raise RecipeError("says not what to do", file=file, key=f"stage[{number}].do", mend=neighbours("", registry.names(STAGES)))
-        if not name.replace("_", "").replace("-", "").isalnum():
-            raise RecipeError(f"'{name}' can't name a folder", file=file, key=f"stage[{number}].name", mend="use letters, digits, - and _")
+        _check_name(name, file, f"stage[{number}].name", dots=False)  # a dot would part it in overrides
         try:
             choice = registry.choose(STAGES, {"name": table["do"], **{k: v for k, v in table.items() if k not in LINKS}})
         except registry.PydanticCustomError as error:
@@ -255,6 +269,11 @@ def _validate(raw: dict[str, Any], file: Path | None) -> Recipe:
         _check_seed(table, file, f"{name}.seed")
         stages.append(Stage(name, choice, inputs, table.get("seed")))
     return Recipe(str(raw.get("name", "recipe")), raw.get("seed") or 0, stages, file, str(raw.get("about", "")))
+
+
+def _check_name(name: str, file: Path | None, key: str, dots: bool = True) -> None:
+    if not name.replace("_", "").replace("-", "").replace(".", "" if dots else ".").isalnum() or name.startswith("."):
+        raise RecipeError(f"'{name}' can't name a folder", file=file, key=key, mend="use letters, digits, - and _")
 
 
 def _check_seed(table: dict[str, Any], file: Path | None, key: str) -> None:

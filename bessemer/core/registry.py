@@ -213,7 +213,7 @@ def _outside(path: str) -> Callable[..., Any]:
     module, _, symbol = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), symbol)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
         raise RecipeError(f"'{path}' can't be imported: {error}", mend="a dotted name is module.Class and must be importable from here") from None
 
 

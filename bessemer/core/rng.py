@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def key(seed: int, purpose: str, *index: int | str) -> int:
@@ -17,6 +19,8 @@ def key(seed: int, purpose: str, *index: int | str) -> int:
 
 def generator(seed: int, purpose: str, *index: int | str) -> torch.Generator:
     """A torch generator on the host for one draw."""
+    import torch  # here, since data workers need only `key`, and importing torch takes longer than many of their tasks
+
     return torch.Generator().manual_seed(key(seed, purpose, *index))
 
 

@@ -10,7 +10,7 @@ import torch
 
 from bessemer.core.batch import Batch
 from bessemer.core.errors import DataError, RecipeError
-from bessemer.data.gather import Layout, gather
+from bessemer.data.layout import Layout, gather
 from bessemer.data.pack.best_fit import best_fit
 from bessemer.data.rows import Array, Rows
 from bessemer.data.tokens import By, Split, Tokens

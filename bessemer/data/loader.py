@@ -12,7 +12,7 @@ from bessemer.core import rng
 from bessemer.core.batch import Batch
 from bessemer.core.errors import DataError, RecipeError
 from bessemer.core.registry import Choice, choose
-from bessemer.data.gather import gather
+from bessemer.data.layout import gather
 from bessemer.data.mixture import Mixture
 from bessemer.data.rows import Array, Rows
 from bessemer.data.tokens import By, Split, Tokens

@@ -24,8 +24,6 @@ from bessemer.data.corpus import Corpus
 from bessemer.data.tokenizer import Tokenizer
 from bessemer.data.tokens import BYTES, ENTRY, META, SHARDS, Tokens
 
-Array = np.ndarray[Any, Any]
-
 
 def write_store(
     corpus: Corpus,
@@ -140,19 +138,16 @@ def encode_shard(
             return entry | {"tokens": found, "taken": True}
     coder = _load(tokenizer, fingerprint)
     dtype = np.dtype(np.uint16 if coder.vocabulary_size <= 1 << 16 else np.uint32)
-    end = np.array([coder.end], dtype=dtype)
+    ids, lengths = coder.encode_documents(texts)
     index = np.zeros(len(texts), dtype=ENTRY)
-    parts: list[Array] = []
-    for number, text in enumerate(texts):
-        ids = coder.encode_array(text.decode()).astype(dtype)
-        parts += [ids, end]
-        index[number] = (len(ids) + 1, len(text), names.index(domains[number]), xxhash.xxh3_64_intdigest(text))
-    content = np.concatenate(parts)
-    files.write(place / f"{key}.tokens", content.tobytes())
+    index["tokens"], index["bytes"] = lengths, [len(text) for text in texts]
+    index["domain"] = [names.index(domain) for domain in domains]
+    index["hash"] = [xxhash.xxh3_64_intdigest(text) for text in texts]
+    files.write(place / f"{key}.tokens", ids.astype(dtype).tobytes())
     buffer = io.BytesIO()
     np.save(buffer, index, allow_pickle=False)
     files.write(place / f"{key}.npy", buffer.getvalue())
-    return entry | {"tokens": len(content), "taken": False}
+    return entry | {"tokens": len(ids), "taken": False}
 
 
 def _read(corpus: Path, source: str, groups: list[tuple[str, int]]) -> tuple[list[bytes], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import queue
@@ -36,6 +37,7 @@ def run(
     engine: Engine = "local",
     processes: int | Auto = "auto",
     ledger: Path | None = None,
+    stamp: str = "",
     on_done: Callable[[int, Any], None] | None = None,
 ) -> list[Any]:
     """Calls `function(**unit)` for every unit and returns the results in the units' order.
@@ -50,12 +52,13 @@ def run(
             which must see the same folders.
         processes: how many at once; "auto" is one per core (locally) or what the cluster has (Ray). 1 means here.
         ledger: a folder that remembers finished units, so an interrupted call continues; delete it once all is done.
+        stamp: what the units' inputs were; the ledger holds only for the same stamp.
         on_done: called as each unit ends with (units done so far, its result).
 
     Raises:
         BessemerError: whatever a unit raised; or a worker died.
     """
-    book = _Ledger(ledger, function, units)
+    book = _Ledger(ledger, function, units, stamp)
     results = book.known()
     done = 0
     for index in sorted(results):
@@ -75,9 +78,9 @@ def run(
 class _Ledger:
     """Which units are done, one small file each, so that nothing is done twice after a kill."""
 
-    def __init__(self, folder: Path | None, function: Function, units: Sequence[Unit]) -> None:
+    def __init__(self, folder: Path | None, function: Function, units: Sequence[Unit], stamp: str) -> None:
         self.folder = folder
-        self.keys = [digest([function.__qualname__, as_plain(unit)]) for unit in units] if folder else []
+        self.keys = [digest([function.__qualname__, stamp, as_plain(unit)]) for unit in units] if folder else []
 
     def known(self) -> dict[int, Any]:
         found = {}
@@ -174,11 +177,12 @@ def _on_ray(function: Function, todo: dict[int, Unit], processes: int | None) ->
     ours = not ray.is_initialized()
     if ours:
         environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}}
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", runtime_env=environment)
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
     try:
         remote = ray.remote(num_cpus=1, max_retries=2)(call)
         at_once = processes or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        waiting, running = iter(todo.items()), {}
+        waiting = iter(todo.items())
+        running: dict[Any, int] = {}
         while True:
             while len(running) < at_once and (item := next(waiting, None)):
                 running[remote.remote(function.__module__, function.__qualname__, item[1])] = item[0]

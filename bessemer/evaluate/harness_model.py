@@ -4,27 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from lm_eval.api.model import LM
-
 from bessemer.core.errors import BessemerError
 from bessemer.evaluate.likelihood import likelihoods, whole_likelihoods
 from bessemer.evaluate.subject import Subject
+from bessemer.serve.generate import generate
 
 KNOWN = {"until", "max_gen_toks", "max_tokens", "max_new_tokens", "temperature", "top_k", "top_p", "do_sample"}
 
 
-class HarnessModel(LM):
-    """Answers the harness's three kinds of request with a subject.
+def harness_model(subject: Subject, *, rows: int = 16, max_tokens: int = 256) -> Any:
+    """The subject as an `lm_eval.api.model.LM`.
 
     Args:
-        subject: the model; its `generate` is needed for tasks that have it write.
-        rows: requests scored at once.
+        subject: the model under evaluation.
+        rows: requests scored or written at once.
         max_tokens: the most tokens written where a task sets no limit.
     """
+    from lm_eval.api.model import LM
 
-    def __init__(self, subject: Subject, rows: int, max_tokens: int) -> None:
-        super().__init__()
-        self.subject, self.rows, self.max_tokens = subject, rows, max_tokens
+    made = type("HarnessModel", (Answers, LM), {})()
+    made.subject, made.rows, made.max_tokens = subject, rows, max_tokens
+    return made
+
+
+class Answers:
+    """Answers the harness's three kinds of request; each request's `args` are what the harness documents."""
+
+    subject: Subject
+    rows: int
+    max_tokens: int
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether greedy) of each (context, continuation)."""
@@ -39,17 +47,13 @@ class HarnessModel(LM):
         """The text written after each context, up to one of the strings it is to end at.
 
         Raises:
-            BessemerError: a task asks for a setting we don't have, or nothing here can write.
+            BessemerError: a task asks for a setting we don't have.
         """
-        if self.subject.generate is None:
-            raise BessemerError("the task has the model write, and this evaluation can only score", key="harness")
         texts: dict[int, str] = {}
         for settings, places in _alike(requests):
             options = _options(settings, self.max_tokens)
             prompts = [requests[place].args[0] for place in places]
-            written = self.subject.generate(
-                self.subject.model, self.subject.tokenizer, prompts, rows=self.rows, seed=self.subject.seed, trim=True, **options
-            )
+            written = generate(self.subject.model, self.subject.tokenizer, prompts, rows=self.rows, seed=self.subject.seed, trim=True, **options)
             texts |= {place: each.text for place, each in zip(places, written, strict=True)}
         return [texts[place] for place in range(len(requests))]
 
@@ -72,7 +76,9 @@ def _options(settings: dict[str, Any], max_tokens: int) -> dict[str, Any]:
     """The harness's names for what `generate` takes."""
     unknown = sorted(settings.keys() - KNOWN)
     if unknown:
-        raise BessemerError(f"the task asks to write with '{unknown[0]}', which there is not", key="generation_kwargs", mend=f"known are {', '.join(sorted(KNOWN))}")
+        raise BessemerError(
+            f"the task asks to write with '{unknown[0]}', which there is not", key="generation_kwargs", mend=f"known are {', '.join(sorted(KNOWN))}"
+        )
     until = settings.get("until") or []
     sampled = settings.get("do_sample", float(settings.get("temperature") or 0) > 0)
     limits = [settings[name] for name in ("max_gen_toks", "max_new_tokens", "max_tokens") if name in settings]

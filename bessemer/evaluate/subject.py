@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bessemer.core.errors import BessemerError
 from bessemer.data.tokenizer import Tokenizer
 from bessemer.data.tokens import Tokens
+from bessemer.serve.generate import check_vocabulary, context_of
 
 
 def _silent(done: float, total: float | None, unit: str) -> None:
@@ -30,7 +30,6 @@ class Subject:
         seed: of the bootstrap and of anything drawn.
         smoke: everything at its smallest.
         progress: told how far a task is: done, total, unit.
-        generate: `serve.generate.generate`, for tasks that have the model write.
     """
 
     model: nn.Module
@@ -39,22 +38,14 @@ class Subject:
     seed: int = 0
     smoke: bool = False
     progress: Callable[[float, float | None, str], Any] = _silent
-    generate: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
-        known = int(self.model.vocabulary)  # type: ignore[arg-type]
-        if self.tokenizer.vocabulary_size > known:
-            raise BessemerError(
-                f"the tokenizer has {self.tokenizer.vocabulary_size} tokens and the model {known}",
-                file=self.tokenizer.folder,
-                key="vocabulary",
-                mend="give the tokenizer the model was trained with",
-            )
+        check_vocabulary(self.model, self.tokenizer)
 
     @property
     def context(self) -> int:
         """How many tokens the model reads at most."""
-        return int(self.model.options["length"])  # type: ignore[index, arg-type, operator]
+        return context_of(self.model)
 
     def few(self, wanted: int | None, smallest: int) -> int | None:
         """How much to take: `wanted` (None for all), but no more than `smallest` in a smoke run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,11 @@ def choose_architecture(options: dict[str, Any], wanted: str | None = None) -> A
         if reason is None:
             return each
     told = "; ".join(f"not {each.model_type}: {reason}" for each, reason in reasons.items())
-    raise ArtifactError(f"no Hugging Face architecture has this model's options ({told})", key="model", mend="change the options named, or keep the model in our own format")
+    raise ArtifactError(
+        f"no Hugging Face architecture has this model's options ({told})",
+        key="model",
+        mend="change the options named, or keep the model in our own format",
+    )
 
 
 def write_folder(
@@ -166,14 +171,14 @@ def write_folder(
     return {"architecture": kind.name, "bytes": sum(path.stat().st_size for path in written), "dtype": config["torch_dtype"], "left_out": dropped}
 
 
-def _scatter(source: Source, value: Tensor, dtype: torch.dtype | None) -> dict[str, Callable[[], Tensor] | Tensor]:
+def _scatter(source: Source, value: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor | Callable[[], Tensor]]:
     parts = value.split(list(source.rows)) if source.rows else (value,)
 
     def ready(part: Tensor) -> Tensor:
         part = part.T if source.transposed else part
         return (part if dtype is None else part.to(dtype)).contiguous()
 
-    return {name: (lambda part=part: ready(part)) for name, part in zip(source.names, parts, strict=True)}
+    return {name: partial(ready, part) for name, part in zip(source.names, parts, strict=True)}
 
 
 def export(model: package.Model, folder: str | Path, *, dtype: torch.dtype | None = None, architecture: str | None = None) -> dict[str, Any]:
@@ -204,7 +209,12 @@ def package_to(model: package.Model, folder: Path, *, dtype: torch.dtype | None 
     """Writes a model artifact's Hugging Face files into `folder`."""
     card = model.card
     return write_folder(
-        model.build(None), folder, tokenizer=model.folder, tokens=card.get("tokens"), architecture=architecture or card.get("architecture"), dtype=dtype
+        model.build(None),
+        folder,
+        tokenizer=model.folder,
+        tokens=card.get("tokens"),
+        architecture=architecture or card.get("architecture"),
+        dtype=dtype,
     )
 
 

@@ -234,7 +234,9 @@ def locate(folder: str | Path) -> Path:
         raise ArtifactError("there is no such folder", file=place)
     if (place / CARD).is_file() or (place / "config.json").is_file():
         return place
-    models = [found for found in place.glob("*/" + MANIFEST) if not found.parent.name.startswith(".") and files.read_json(found).get("kind") == Model.kind]
+    models = [
+        found for found in place.glob("*/" + MANIFEST) if not found.parent.name.startswith(".") and files.read_json(found).get("kind") == Model.kind
+    ]
     if not models:
         raise ArtifactError("holds no model", file=place, mend=f"name a folder with {CARD} or config.json, or a run whose training is done")
     return max(models, key=lambda found: (files.read_json(found)["made_at"], found.stat().st_mtime_ns)).parent

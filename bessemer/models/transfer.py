@@ -9,6 +9,7 @@ rate:
     embedding               constant               1                one row is read per token: fan-in 1
     matrix                  1 / sqrt(fan-in)       1 / m            outputs move by a constant
     matrix into residual    1 / sqrt(fan-in) / d   1 / (m d)        `depth` branches add up to a constant (branch / depth)
+    norm into residual      1 / d                  1 / d            the same, where norms end the branches (OLMo 2)
     head                    1 / fan-in             1 / m            logits start small and move by a constant
     vector                  1 (norms), 0 (biases)  1                one input each; biases into the residual 1 / d
 
@@ -27,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,10 @@ from bessemer.core import rng
 from bessemer.models.layers.linear import Linear
 
 BASE_WIDTH, BASE_DEPTH = 256, 4
+EMBEDDING_STD, MATRIX_STD, RESIDUAL_STD, HEAD_STD = 0.1, 0.5, 0.5, 0.01
+"""The free constants of the table above, at the base size; they move the best rate of all sizes together."""
 PLAIN_STD = 0.02
+"""What GPT-2 began with: the standard deviation of all matrices (of those into the residual divided by sqrt(2 depth))."""
 Rule = Literal["adam", "orthogonal"]
 
 
@@ -51,7 +55,7 @@ def parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module,
 
 
 def parameter_roles(model: nn.Module) -> dict[str, str]:
-    """"embedding", "matrix", "head" or "vector" by parameter name; what a layer leaves unsaid follows from its shape."""
+    """ "embedding", "matrix", "head" or "vector" by parameter name; what a layer leaves unsaid follows from its shape."""
     found = {}
     for full, parameter, module, name in parameters(model):
         roles = getattr(module, "roles", {})
@@ -70,7 +74,9 @@ def logical_axes(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 def stacked_parts(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Rows of each matrix stacked in one weight, by parameter name, for those that stack several (query, key, value)."""
-    return {full: module.parts for full, _, module, name in parameters(model) if isinstance(module, Linear) and name == "weight" and len(module.parts) > 1}
+    return {
+        full: module.parts for full, _, module, name in parameters(model) if isinstance(module, Linear) and name == "weight" and len(module.parts) > 1
+    }
 
 
 def parameter_scales(model: nn.Module, rule: Rule = "adam") -> dict[str, float]:
@@ -92,7 +98,7 @@ def parameter_scales(model: nn.Module, rule: Rule = "adam") -> dict[str, float]:
         role = getattr(module, "roles", {}).get(name, "vector")
         if rule == "adam" and role in ("matrix", "head"):
             scale /= width
-        if isinstance(module, Linear) and module.residual:
+        if getattr(module, "residual", False):
             scale /= depth
         if options["tied"] and full.startswith("norm."):
             scale /= width
@@ -112,16 +118,18 @@ def initialise(model: nn.Module, seed: int) -> None:
             parameter.copy_(_normal(parameter, seed, full) * _std(module, role, parameter, options))
 
 
-def _vector(full: str, module: nn.Module, name: str, options: dict) -> float:
+def _vector(full: str, module: nn.Module, name: str, options: dict[str, Any]) -> float:
     if name == "bias":
         return 0.0
-    if options.get("transfer") and options.get("tied") and full.startswith("norm."):
+    if not options.get("transfer"):
+        return 1.0
+    if options["tied"] and full.startswith("norm."):
         return BASE_WIDTH / options["width"]
-    return 1.0
+    return RESIDUAL_STD * BASE_DEPTH / options["depth"] if getattr(module, "residual", False) else 1.0
 
 
-def _std(module: nn.Module, role: str, parameter: Tensor, options: dict) -> float:
-    residual = isinstance(module, Linear) and module.residual
+def _std(module: nn.Module, role: str, parameter: Tensor, options: dict[str, Any]) -> float:
+    residual = getattr(module, "residual", False)
     if not options.get("transfer"):
         return PLAIN_STD / math.sqrt(2 * options["depth"]) if residual else PLAIN_STD
     inputs = parameter.shape[1]
@@ -131,9 +139,6 @@ def _std(module: nn.Module, role: str, parameter: Tensor, options: dict) -> floa
         return HEAD_STD * BASE_WIDTH / inputs
     std = MATRIX_STD / math.sqrt(inputs)
     return std * RESIDUAL_STD * BASE_DEPTH / options["depth"] if residual else std
-
-
-EMBEDDING_STD, HEAD_STD, MATRIX_STD, RESIDUAL_STD = 0.1, 0.01, 0.5, 0.5
 
 
 def _normal(parameter: Tensor, seed: int, full: str) -> Tensor:

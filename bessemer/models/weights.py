@@ -80,7 +80,9 @@ class Weights:
             opened = safe_open(path, framework="pt")
             names = list(opened.keys())
         except (SafetensorError, OSError) as error:
-            raise ArtifactError(f"is no whole safetensors file ({error})", file=path, mend="it was truncated or altered: copy or make it again") from None
+            raise ArtifactError(
+                f"is no whole safetensors file ({error})", file=path, mend="it was truncated or altered: copy or make it again"
+            ) from None
         for name in names:
             self.places[name] = opened
             self._files[name] = path

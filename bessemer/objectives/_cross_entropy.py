@@ -15,7 +15,9 @@ def auto_chunk(tokens: int, vocabulary: int) -> int:
     return min(tokens, max(64, CHUNK_ELEMENTS // vocabulary))
 
 
-def cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, z: float, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+def cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, z: float, chunk: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted sums of cross-entropy and z-loss.
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from bessemer.core.batch import Batch, Outputs
@@ -34,7 +36,8 @@ def next_token(outputs: Outputs, batch: Batch, *, z: float = 0.0, chunk: int | A
 
 def loss_of(outputs: Outputs, hidden: Tensor, targets: Tensor, weights: Tensor, z: float, chunk: int | Auto) -> tuple[Tensor, Tensor, Tensor]:
     """The sums of `cross_entropy` for hidden states [rows, length, width] through the outputs' head."""
-    weight, bias = outputs.head.weight, getattr(outputs.head, "bias", None)
+    head: Any = outputs.head
+    weight, bias = head.weight, head.bias
     flat = hidden.reshape(-1, hidden.shape[-1])
     size = auto_chunk(flat.shape[0], weight.shape[0]) if chunk == "auto" else chunk
     return cross_entropy(flat, weight, bias, targets.reshape(-1), weights.reshape(-1), z, size)

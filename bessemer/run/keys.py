@@ -14,6 +14,9 @@ import pydantic
 from bessemer.core.artifact import digest
 from bessemer.core.registry import Choice
 
+HOW = {"engine", "processes"}
+"""Options that say how work is done, not what comes of it."""
+
 PATH_OPTIONS = {"path", "paths", "file", "files", "folder", "folders", "root"}
 
 
@@ -24,7 +27,8 @@ def stage_key(choice: Choice, plain: dict[str, Any], seed: int, smoke: bool, par
     """
     code = {f"{each.kind}/{each.name}": code_version(each.target) for each in _choices(choice)}
     stamps = {path: _stamp(Path(path)) for path in sorted(set(_paths(plain)))}
-    return digest({"do": choice.name, "options": plain, "code": code, "inputs": stamps, "seed": seed, "smoke": smoke, "parents": parents})
+    what = {name: value for name, value in plain.items() if name not in HOW}
+    return digest({"do": choice.name, "options": what, "code": code, "inputs": stamps, "seed": seed, "smoke": smoke, "parents": parents})
 
 
 @cache

@@ -112,12 +112,12 @@ def evaluate(folder: Path, chosen: list[registry.Choice], data: Path | None, see
         data: a token store's or run's folder with held-out documents; by default that of the model's run.
         progress: told how far a task is: done, total, unit.
     """
-    from bessemer.evaluate.subject import Subject, at_rest
+    from bessemer.evaluate.evaluation import measure
+    from bessemer.evaluate.subject import Subject
 
     model, tokenizer = open_with_tokenizer(folder)
     subject = Subject(model, tokenizer, _store(folder, data), seed=seed, progress=progress)
-    with at_rest(model):
-        return {choice.name: choice(subject) for choice in chosen}
+    return measure(subject, chosen)
 
 
 def _store(folder: Path, data: Path | None) -> Tokens | None:

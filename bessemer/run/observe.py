@@ -141,12 +141,13 @@ class Live(Watch):
         self._bars = Progress(*columns, console=Console(file=stream), refresh_per_second=4)
         self._tasks = {stage: self._bars.add_task(stage, total=1.0, mark="[dim]·[/]", text="") for stage in stages}
         self._paces = {stage: Pace() for stage in stages}
-        self._bars.start()
 
     def begin(self, stage: str) -> None:
+        self._bars.start()  # not before there is work, so that an error in the recipe stands alone
         self._bars.update(self._tasks[stage], mark="[yellow]▸[/]", total=None)
 
     def reuse(self, stage: str) -> None:
+        self._bars.start()
         self._bars.update(self._tasks[stage], mark="[green]✓[/]", total=1.0, completed=1.0, text="[dim]unchanged, kept[/]")
 
     def progress(self, stage: str, done: float, total: float | None, unit: str, figures: dict[str, Any]) -> None:

@@ -127,13 +127,25 @@ def _evaluation(data: RunData) -> list[str]:
     body = []
     for stage in data.stages:
         if stage.manifest and stage.manifest["kind"] == "evaluation":
-            results = {key: value for key, value in stage.info.items() if key != "energy"}
-            body.append(html.facts(results))
+            body.append(_figures(stage))
     if not body:
         for curve in data.curves:
             if curve.evaluations:
                 body.append(html.facts(curve.evaluations[-1]["evaluation"]))
     return ["<h2>Evaluation</h2>", *body] if body else []
+
+
+def _figures(stage: StageData) -> str:
+    """A row for each figure, with its 95% interval where the stage wrote them down."""
+    file = stage.folder / "evaluation.json" if stage.folder else None
+    if file is None or not file.is_file():
+        return html.facts({key: value for key, value in stage.info.items() if key != "energy"})
+    rows = []
+    for task, figures in files.read_json(file)["figures"].items():
+        for name, each in figures.items():
+            interval = f"{each['low']:.4f} to {each['high']:.4f}" if each["low"] != each["high"] else ""
+            rows.append((html.words(task), html.words(name), f"{each['value']:.4f}", interval, number(each["count"]), f"{each['better']} is better"))
+    return html.table(["task", "figure", "value", "95% interval", "rests on", ""], rows, numeric=[2, 3, 4])
 
 
 def _samples(data: RunData) -> list[str]:

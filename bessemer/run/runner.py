@@ -18,7 +18,7 @@ import psutil
 
 from bessemer.core import files
 from bessemer.core.artifact import MANIFEST, Artifact, seal
-from bessemer.core.errors import ArtifactError, RecipeError
+from bessemer.core.errors import ArtifactError, BessemerError
 from bessemer.core.recipe import Recipe, Stage
 from bessemer.core.work import Stopped, Work
 from bessemer.run import folder as places
@@ -116,17 +116,18 @@ def run(
     with places.claim(out, {"recipe": recipe.name, "smoke": smoke, "what": what}), files.disk_errors(out):
         files.write_json(out / RECIPE, recipe.plain() | {"file": str(recipe.file) if recipe.file else None, "about": recipe.about})
         files.write(out / AGAIN, toml.recipe(recipe.plain() | {"about": recipe.about}))
-        watch = observe.Both(watch, observe.Log(out / observe.LOG))
+        log = observe.Log(out / observe.LOG)
+        watch = observe.Both(watch, log)
         room = Room(recipe, out, store, smoke, watch, switch)
         try:
             with switch.listen():
                 for step in steps:
                     room.do(step)
         except Stopped:
-            watch.note(room.at, "stopped; the same command goes on from here")
+            log.note(room.at, "stopped; the same command goes on from here")
             raise
         except Exception as error:
-            watch.note(room.at, f"failed: {error}")
+            log.note(room.at, f"failed: {error}")
             raise
         finally:
             watch.close()
@@ -176,11 +177,11 @@ class Room:
         """Does the work; what a stage finds wrong with its options is told with the recipe's file and the stage's name."""
         try:
             step.stage.choice(work, *given)
-        except RecipeError as error:
+        except BessemerError as error:
             if error.file is not None or error.key is None:
                 raise
             key = error.key if error.key.split(".")[0] == work.name else f"{work.name}.{error.key}"
-            raise RecipeError(error.problem, file=self.recipe.file, key=key, mend=error.mend) from error
+            raise type(error)(error.problem, file=self.recipe.file, key=key, mend=error.mend) from error
 
     def _seed(self, stage: Stage) -> int:
         return self.recipe.seed if stage.seed is None else stage.seed
@@ -193,36 +194,33 @@ class Room:
         return isinstance(content, dict) and content.get("key") == key
 
     def _make(self, step: wiring.Step, given: list[Any], parents: dict[str, str], plain: dict[str, Any], key: str, place: Path) -> None:
-        name, work_folder = step.stage.name, places.partial(place, key)
-        continued = work_folder.exists()
-        work_folder.mkdir(parents=True, exist_ok=True)
-        work = Work(work_folder, self._seed(step.stage), name, self.smoke, {}, self.out, self.recipe.plain(), lambda: self.switch.asked)
-        work.on_progress = lambda done, total, unit, figures: self.watch.progress(name, done, total, unit, figures)
-        work.on_note = lambda text: self.watch.note(name, text)
-        self.watch.begin(name)
-        if continued:
-            self.watch.note(name, "goes on from where it stopped")
-        meter, start = Meter(), time.perf_counter()
-        self._call(step, work, given)
-        seconds, energy = time.perf_counter() - start, meter.read()
-        spent = {"joules": round(energy.joules, 1), "measured": energy.measured, "how": energy.how}
-        seal(
-            work_folder,
-            step.makes.kind,
-            recipe={"do": step.stage.choice.name, **plain},
-            parents=parents,
-            info=work.info | {"energy": spent},
-            seconds=seconds,
-            key=key,
-        )
         if place.exists() and not (place / MANIFEST).exists():
-            raise ArtifactError(
-                "stands where the finished stage belongs and is no artifact", file=place, mend="move it away and give the same command again"
-            )
-        files.replace_folder(work_folder, place)
+            problem, mend = "stands where the finished stage belongs and is no artifact", "move it away and give the same command again"
+            raise ArtifactError(problem, file=place, mend=mend)
+        name, unfinished = step.stage.name, places.partial(place, key)
+        start, continued = time.perf_counter(), unfinished.exists()
+        unfinished.mkdir(parents=True, exist_ok=True)
+        self.watch.begin(name)
+        if not self._is_done(unfinished, key):  # it is where a kill came between sealing and moving it
+            if continued:
+                self.watch.note(name, "goes on from where it stopped")
+            meter, work = Meter(), self._work(step.stage, unfinished)
+            self._call(step, work, given)
+            energy = meter.read()
+            info = work.info | {"energy": {"joules": round(energy.joules, 1), "measured": energy.measured, "how": energy.how}}
+            made_from = {"do": step.stage.choice.name, **plain}
+            seal(unfinished, step.makes.kind, recipe=made_from, parents=parents, info=info, seconds=time.perf_counter() - start, key=key)
+        files.replace_folder(unfinished, place)
         for stale in place.parent.glob(f".{place.name}.*.partial"):
             shutil.rmtree(stale, ignore_errors=True)  # left from other options of this stage
-        self.watch.end(name, seconds)
+        self.watch.end(name, time.perf_counter() - start)
+
+    def _work(self, stage: Stage, out: Path) -> Work:
+        name = stage.name
+        work = Work(out, self._seed(stage), name, self.smoke, {}, self.out, self.recipe.plain(), lambda: self.switch.asked)
+        work.on_progress = lambda done, total, unit, figures: self.watch.progress(name, done, total, unit, figures)
+        work.on_note = lambda text: self.watch.note(name, text)
+        return work
 
 
 def _end_at_once() -> None:

@@ -104,7 +104,15 @@ def check_vocabulary(model: nn.Module, tokenizer: Tokenizer) -> int:
 
 
 def _prepare(
-    model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Prompt], *, max_tokens: int | None, trim: bool, begin: bool, seed: int, stop: Sequence[str]
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    *,
+    max_tokens: int | None,
+    trim: bool,
+    begin: bool,
+    seed: int,
+    stop: Sequence[str],
 ) -> list[Row]:
     check_vocabulary(model, tokenizer)
     return rows_for(prompts, tokenizer, context=context_of(model), max_tokens=max_tokens, trim=trim, begin=begin, seed=seed, stop=stop)

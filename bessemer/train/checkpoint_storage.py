@@ -185,7 +185,9 @@ def read_index(folder: Path, known: Iterable[str]) -> dict[str, Any]:
     try:
         for name, row in value["tensors"].items():
             if row["dtype"] not in NAMES or not row["chunks"]:
-                raise ArtifactError(f"has the type {row['dtype']!r} in {len(row['chunks'])} chunks; this version can't read that", file=path, key=name)
+                raise ArtifactError(
+                    f"has the type {row['dtype']!r} in {len(row['chunks'])} chunks; this version can't read that", file=path, key=name
+                )
             for chunk in row["chunks"]:
                 _check_chunk(folder, name, row, chunk, known)
         return value["tensors"]

@@ -1,8 +1,10 @@
-"""The files a run's figures go to."""
+"""Where a run's figures go: a file of JSON lines, TensorBoard, and whoever else listens."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,18 @@ from bessemer.core import files
 
 
 class Metrics:
-    """An append-only `metrics.jsonl` and a TensorBoard file beside it; lines after a step are cut off on resuming."""
+    """An append-only `metrics.jsonl` and a TensorBoard file beside it; lines after a step are cut off on resuming.
+
+    Attributes:
+        listeners: called with the numbers of each line by name ("terms/next_token") and its step.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "metrics.jsonl"
         self.folder = folder
         self._out: Any = None
         self._board: Any = None
+        self.listeners: list[Callable[[dict[str, float], int], None]] = []
 
     def rewind(self, step: int) -> None:
         """Drops what was written after `step`: those steps are about to be taken again."""
@@ -27,18 +34,28 @@ class Metrics:
     def write(self, line: dict[str, Any]) -> None:
         if self._out is None:
             self._out = open(self.file, "a", buffering=1)  # noqa: SIM115 - held for the whole run
-        self._out.write(json.dumps(line) + "\n")
+        self._out.write(json.dumps(_finite(line)) + "\n")
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=line.get("step"))
-        for name, value in _flat(line):
-            self._board.add_scalar(name, value, line.get("step"))
+        flat, step = dict(_flat(line)), int(line["step"])
+        for name, value in flat.items():
+            self._board.add_scalar(name, value, step)
+        for hear in self.listeners:
+            hear(flat, step)
 
     def close(self) -> None:
         for each in (self._out, self._board):
             if each is not None:
                 each.close()
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what JSON has no word for."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parse(text: str) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ class Optimizers:
 
     def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
         self.optimizers = optimizers
+        self.factor = 1.0
 
     @property
     def groups(self) -> Iterable[dict[str, Any]]:
@@ -30,6 +31,7 @@ class Optimizers:
 
     def set_factor(self, factor: float) -> None:
         """Sets every group's learning rate to its base rate times the schedule's factor."""
+        self.factor = factor
         for group in self.groups:
             group["lr"] = group["base_lr"] * factor
 
@@ -40,6 +42,10 @@ class Optimizers:
     def zero_grad(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
+
+    def rate(self) -> float:
+        """The first optimizer's learning rate as the recipe gives it, times the schedule's factor."""
+        return next(iter(self.groups))["rate"] * self.factor
 
     def state_bytes(self) -> int:
         """Bytes of optimizer state held now."""
@@ -104,7 +110,7 @@ def _construct(
     rate, decay = choice.options.get("lr", 1.0), choice.options.get("weight_decay", 0.0)
     groups: list[dict[str, Any]] = []
     for (scale, decays), members in sorted(grouped.items()):
-        group: dict[str, Any] = {"params": [p for _, p in members], "names": [n for n, _ in members], "base_lr": rate * scale, "lr": rate * scale}
+        group: dict[str, Any] = {"params": [p for _, p in members], "names": [n for n, _ in members], "rate": rate, "base_lr": rate * scale, "lr": rate * scale}
         if decay:
             group["weight_decay"] = decay / scale if decays else 0.0
         group["parts"] = [parts.get(n, ()) for n, _ in members]

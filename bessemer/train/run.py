@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bessemer.core.artifact import digest
 from bessemer.core.batch import Batch
 from bessemer.core.errors import TrainingError
 from bessemer.core.progress import Progress
@@ -133,9 +134,13 @@ class Run:
         self.metrics.write({"step": self.progress.step, "tokens": self.progress.tokens, "seconds": self.progress.seconds, "evaluation": figures})
         return figures
 
+    def identity(self) -> str:
+        """A name for this run that stays the same when it is continued, and differs for any other recipe or data."""
+        return digest([self.work.recipe, self.work.name, self.store.hash])[:16]
+
     def learning_rate(self) -> float:
-        """The largest learning rate in force."""
-        return max(group["lr"] for group in self.optimizers.groups)
+        """What the recipe's learning rate has come to by its schedule; each parameter's own is a fixed multiple of it."""
+        return self.optimizers.rate()
 
     def budget(self) -> tuple[float, float, str]:
         """How much of the budget nearest its end is spent, of how much, in which unit."""

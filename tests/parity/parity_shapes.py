@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 VOCABULARY = 97
-COMMON = dict(
-    vocab_size=VOCABULARY, hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=128, bos_token_id=1, eos_token_id=None, pad_token_id=0,
-)  # fmt: skip
+COMMON = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0,
+}  # fmt: skip
 
 
 def _long(kind: str, **more: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **more}}
 
 
-LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 128,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("Llama", COMMON | {"num_key_value_heads": 4}),
     "llama3": ("Llama", COMMON | {"tie_word_embeddings": True, **_long("llama3", **LLAMA3)}),
@@ -35,7 +44,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_window": ("Qwen2", COMMON | {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
     "qwen3": ("Qwen3", COMMON | {"head_dim": 16}),
     "olmo2": ("Olmo2", COMMON),
-    "gpt2": ("GPT2", dict(vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=None, pad_token_id=0)),
+    "gpt2": ("GPT2", GPT2),
 }
 MAIN = ["llama2", "llama3", "mistral", "qwen2", "qwen3", "olmo2", "gpt2"]
 
@@ -56,6 +65,3 @@ def reference(name: str, seed: int = 0) -> Any:
 
 def tokens(rows: int, length: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(2, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-Logits = Callable[..., torch.Tensor]

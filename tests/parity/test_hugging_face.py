@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from parity_shapes import MAIN, SHAPES, VOCABULARY, reference, tokens
 from torch import Tensor
 
 import bessemer
@@ -15,7 +16,6 @@ from bessemer.core.batch import Batch
 from bessemer.models.families.decoder import Decoder
 from bessemer.models.hugging_face import export, write_folder
 from bessemer.models.package import Model, save_model
-from parity_shapes import MAIN, SHAPES, VOCABULARY, reference, tokens
 
 NEAR = 1e-5
 
@@ -163,7 +163,9 @@ def tiny_tokenizer() -> Any:
     made = tokenizers.Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|end|>", "<|pad|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|end|>", "<|pad|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     made.train_from_iterator(["to be or not to be, that is the question"] * 4, trainer)
     return made
 

@@ -11,6 +11,7 @@ import sysconfig
 import tokenize
 from collections.abc import Iterator
 from email.parser import BytesParser
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,11 +47,16 @@ def installed() -> list[File]:
     for key in ("stdlib", "platstdlib", "purelib", "platlib"):
         root = os.path.realpath(paths[key])
         roots.setdefault(root, "stdlib" in key)
-    found = {}
-    for root, standard in roots.items():
+    return list(_listed(tuple(roots.items())))
+
+
+@cache
+def _listed(roots: tuple[tuple[str, bool], ...]) -> tuple[File, ...]:
+    found: dict[str, File] = {}
+    for root, standard in roots:
         for file in _walk(Path(root), standard):
             found.setdefault(file.name, file)
-    return [found[name] for name in sorted(found)]
+    return tuple(found[name] for name in sorted(found))
 
 
 def _walk(root: Path, standard: bool) -> Iterator[File]:

@@ -13,9 +13,7 @@ from bessemer.evaluate.held_out import document_sums
 from bessemer.evaluate.subject import Subject
 
 
-def bits_per_byte(
-    subject: Subject, *, length: int | Auto = "auto", rows: int = 8, limit: int | Literal["all"] = 32768
-) -> dict[str, Figure]:
+def bits_per_byte(subject: Subject, *, length: int | Auto = "auto", rows: int = 8, limit: int | Literal["all"] = 32768) -> dict[str, Figure]:
     """Bits needed for each UTF-8 byte of held-out documents, by domain (Gao et al. 2020, "The Pile", section 3.1).
 
     Comparable between tokenizers. Each byte counts once; nats and bytes are summed before they are divided. `all` is
@@ -31,7 +29,11 @@ def bits_per_byte(
         RecipeError: a number is below 1.
     """
     if subject.tokens is None:
-        raise DataError("bits_per_byte reads held-out documents, and there is no token store", key="tokens", mend="add a tokenize stage before, or name its folder")
+        raise DataError(
+            "bits_per_byte reads held-out documents, and there is no token store",
+            key="tokens",
+            mend="add a tokenize stage before, or name its folder",
+        )
     for name, value in (("length", length), ("rows", rows), ("limit", limit)):
         if isinstance(value, int) and value < 1:
             raise RecipeError(f"{value} is too small; it must be at least 1", key=f"bits_per_byte.{name}")

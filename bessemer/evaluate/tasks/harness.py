@@ -44,13 +44,15 @@ def harness(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from lm_eval import simple_evaluate
 
-    from bessemer.evaluate.harness_model import HarnessModel
+    from bessemer.evaluate.harness_model import harness_model
 
     manager = _manager(tasks, folder)
-    model = HarnessModel(subject, rows, max_tokens)
+    model = harness_model(subject, rows=rows, max_tokens=max_tokens)
     most = subject.few(limit, 4)
     try:
-        found = simple_evaluate(model=model, tasks=list(tasks), num_fewshot=shots, limit=most, task_manager=manager, log_samples=False, bootstrap_iters=1000)
+        found = simple_evaluate(
+            model=model, tasks=list(tasks), num_fewshot=shots, limit=most, task_manager=manager, log_samples=False, bootstrap_iters=1000
+        )
     except (FileNotFoundError, KeyError, ValueError, ConnectionError) as error:
         raise BessemerError(f"the harness could not run {', '.join(tasks)}: {error}", file=folder, key="harness") from error
     return _figures(found or {})

@@ -19,6 +19,8 @@ NEUTRAL = {
 }  # fmt: skip
 """Keys that don't change what the forward pass computes at inference, or that are read where they matter."""
 
+NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", dict: "a table", list: "a list", str: "a string"}
+
 
 @dataclass
 class Source:
@@ -43,7 +45,7 @@ class Config:
     file: Path
     read: set[str] = field(default_factory=set)
 
-    def __call__(self, key: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
+    def __call__(self, key: str, kind: type, default: Any = ...) -> Any:
         """The value of a key, checked for its type; null counts as absent.
 
         Raises:
@@ -55,10 +57,9 @@ class Config:
             if default is ...:
                 raise ArtifactError("this key is needed and missing", file=self.file, key=key)
             return default
-        wanted = (*kind, int) if isinstance(kind, tuple) and float in kind else (float, int) if kind is float else kind
-        if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
-            raise ArtifactError(f"{value!r} is not of the kind wanted here", file=self.file, key=key)
-        return float(value) if kind is float else value
+        if not isinstance(value, (float, int) if kind is float else kind) or (isinstance(value, bool) and kind is not bool):
+            raise ArtifactError(f"{value!r} is not {NAMES[kind]}", file=self.file, key=key)
+        return float(value) if kind is float else value  # type: ignore[arg-type]
 
     def must_be(self, key: str, *allowed: Any) -> Any:
         """The value of a key that has to be one of `allowed`; absent is the first.
@@ -107,11 +108,11 @@ class Architecture:
 
     def options(self, config: Config) -> dict[str, Any]:
         """Our options of a config.json; raises ArtifactError where it says something we can't do."""
-        raise NotImplementedError
+        return read_llama_like(config, self.default_eps)
 
     def config(self, o: dict[str, Any], vocabulary: int) -> dict[str, Any]:
         """The config.json of our options."""
-        raise NotImplementedError
+        return write_llama_like(o, vocabulary)
 
     def sources(self, o: dict[str, Any]) -> dict[str, Source]:
         """Where each of our parameters lies, by our name."""
@@ -125,7 +126,11 @@ class Architecture:
     def layer(self, o: dict[str, Any], ours: str, theirs: str) -> dict[str, Source]:
         """One layer of `sources`."""
         rows = tuple(n * o["head_size"] for n in (o["heads"], o["kv_heads"], o["kv_heads"]))
-        first, second = ("post_attention_layernorm", "post_feedforward_layernorm") if o["norm_place"] == "reordered" else ("input_layernorm", "post_attention_layernorm")
+        first, second = (
+            ("post_attention_layernorm", "post_feedforward_layernorm")
+            if o["norm_place"] == "reordered"
+            else ("input_layernorm", "post_attention_layernorm")
+        )
         found = {
             f"{ours}attention_norm.weight": Source((f"{theirs}{first}.weight",)),
             f"{ours}mlp_norm.weight": Source((f"{theirs}{second}.weight",)),

@@ -49,7 +49,14 @@ class GPT2(Architecture):
     def sources(self, o: dict[str, Any]) -> dict[str, Source]:
         found = {"embed.weight": Source(("transformer.wte.weight",)), "place.weight": Source(("transformer.wpe.weight",))}
         found |= {f"norm.{kind}": Source((f"transformer.ln_f.{kind}",)) for kind in ("weight", "bias")}
-        pairs = {"attention_norm": "ln_1", "mlp_norm": "ln_2", "attention.qkv": "attn.c_attn", "attention.out": "attn.c_proj", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
+        pairs = {
+            "attention_norm": "ln_1",
+            "mlp_norm": "ln_2",
+            "attention.qkv": "attn.c_attn",
+            "attention.out": "attn.c_proj",
+            "mlp.up": "mlp.c_fc",
+            "mlp.down": "mlp.c_proj",
+        }
         for layer in range(o["depth"]):
             for ours, theirs in pairs.items():
                 for kind in ("weight", "bias"):

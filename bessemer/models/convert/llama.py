@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bessemer.models.convert._architecture import LLAMA_LIKE, Architecture, Config, read_llama_like, write_llama_like
+from bessemer.models.convert._architecture import LLAMA_LIKE, Architecture, Config
 
 
 class Llama(Architecture):
@@ -15,7 +15,7 @@ class Llama(Architecture):
 
     def options(self, config: Config) -> dict[str, Any]:
         bias = "all" if config("attention_bias", bool, False) else "none"
-        return read_llama_like(config, 1e-6) | {"attention_bias": bias, "mlp_bias": config("mlp_bias", bool, False)}
+        return super().options(config) | {"attention_bias": bias, "mlp_bias": config("mlp_bias", bool, False)}
 
     def config(self, o: dict[str, Any], vocabulary: int) -> dict[str, Any]:
-        return write_llama_like(o, vocabulary) | {"attention_bias": o["attention_bias"] == "all", "mlp_bias": o["mlp_bias"]}
+        return super().config(o, vocabulary) | {"attention_bias": o["attention_bias"] == "all", "mlp_bias": o["mlp_bias"]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bessemer.models.convert._architecture import LLAMA_LIKE, Architecture, Config, read_llama_like, write_llama_like
+from bessemer.models.convert._architecture import LLAMA_LIKE, Architecture, Config
 
 
 class Mistral(Architecture):
@@ -14,7 +14,7 @@ class Mistral(Architecture):
     required = {key: value for key, value in LLAMA_LIKE.items() if key != "window"} | {"window_layers": (None,), "attention_bias": ("none",)}
 
     def options(self, config: Config) -> dict[str, Any]:
-        return read_llama_like(config, 1e-6) | {"window": config("sliding_window", int, None)}
+        return super().options(config) | {"window": config("sliding_window", int, None)}
 
     def config(self, o: dict[str, Any], vocabulary: int) -> dict[str, Any]:
-        return write_llama_like(o, vocabulary) | {"sliding_window": o["window"]}
+        return super().config(o, vocabulary) | {"sliding_window": o["window"]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bessemer.models.convert._architecture import LLAMA_LIKE, Architecture, Config, read_llama_like, read_windows, write_llama_like, write_windows
+from bessemer.models.convert._architecture import LLAMA_LIKE, Architecture, Config, read_windows, write_windows
 
 
 class Qwen2(Architecture):
@@ -14,9 +14,9 @@ class Qwen2(Architecture):
     required = {key: value for key, value in LLAMA_LIKE.items() if key != "window"} | {"attention_bias": ("qkv",)}
 
     def options(self, config: Config) -> dict[str, Any]:
-        o = read_llama_like(config, 1e-6)
+        o = super().options(config)
         window, layers = read_windows(config, o["depth"])
         return o | {"attention_bias": "qkv", "window": window, "window_layers": layers}
 
     def config(self, o: dict[str, Any], vocabulary: int) -> dict[str, Any]:
-        return write_llama_like(o, vocabulary) | write_windows(o)
+        return super().config(o, vocabulary) | write_windows(o)

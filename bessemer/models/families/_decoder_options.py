@@ -46,15 +46,24 @@ def check(vocabulary: int, o: dict[str, Any]) -> None:
     for name in ("width", "heads", "kv_heads", "head_size", "ffn", "length"):
         _at_least(name, o[name], 1)
     _at_least("ahead", o["ahead"], 0)
+    for name in ("norm_eps", "theta"):
+        if not o[name] > 0:
+            raise RecipeError(f"a positive number is wanted, and {o[name]!r} is given", key=f"model.{name}")
     if o["heads"] % o["kv_heads"]:
-        raise RecipeError(f"{o['kv_heads']} key heads can't be shared evenly by {o['heads']} query heads", key="model.kv_heads", mend=f"choose a divisor of {o['heads']}")
+        raise RecipeError(
+            f"{o['kv_heads']} key heads can't be shared evenly by {o['heads']} query heads",
+            key="model.kv_heads",
+            mend=f"choose a divisor of {o['heads']}",
+        )
     if o["positions"] == "rope" and o["head_size"] % 2:
         raise RecipeError(f"rotary positions need heads of even size, and it is {o['head_size']}", key="model.head_size")
     if o["window"] is not None:
         _at_least("window", o["window"], 1)
     for layer in o["window_layers"] or []:
         if not 0 <= layer < o["depth"]:
-            raise RecipeError(f"there is no layer {layer} among {o['depth']}", key="model.window_layers", mend=f"layers count from 0 to {o['depth'] - 1}")
+            raise RecipeError(
+                f"there is no layer {layer} among {o['depth']}", key="model.window_layers", mend=f"layers count from 0 to {o['depth'] - 1}"
+            )
     if o["parallel"] and o["norm_place"] != "pre":
         raise RecipeError(f"parallel blocks have one norm before both parts, and norm_place is '{o['norm_place']}'", key="model.parallel")
     if o["rope_scaling"] is not None:

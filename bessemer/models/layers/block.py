@@ -15,14 +15,19 @@ class Block(nn.Module):
     """Attention and feed-forward, each added to the residual stream.
 
     `place` says where the norms stand: "pre" x + f(norm(x)) (GPT-2, Llama), "post" norm(x + f(x)) (Vaswani et al. 2017),
-    "reordered" x + norm(f(x)) (OLMo 2). With `parallel` both read the same normalised x (PaLM, GPT-J).
+    "reordered" x + norm(f(x)) (OLMo 2; these norms' gains then set a branch's size, so depth scaling acts on them). With `parallel` both read the same normalised x (PaLM, GPT-J).
     """
 
-    def __init__(self, attention: Attention, mlp: nn.Module, attention_norm: nn.Module, mlp_norm: nn.Module | None, place: NormPlace, parallel: bool) -> None:
+    def __init__(
+        self, attention: Attention, mlp: nn.Module, attention_norm: nn.Module, mlp_norm: nn.Module | None, place: NormPlace, parallel: bool
+    ) -> None:
         super().__init__()
         self.attention_norm, self.attention = attention_norm, attention
         self.mlp_norm, self.mlp = mlp_norm, mlp
         self.place, self.parallel = place, parallel
+        for each in (attention_norm, mlp_norm):
+            if each is not None and place == "reordered":
+                each.residual = True  # type: ignore[assignment]
 
     def forward(self, x: Tensor, context: Context, cache: Any = None) -> Tensor:
         """x: [rows, length, width], to the same shape."""

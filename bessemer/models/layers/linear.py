@@ -18,7 +18,15 @@ class Linear(nn.Linear):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, *, axes: tuple[str, str], bias: bool = False, parts: tuple[int, ...] = (), residual: bool = False, role: str = "matrix"
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        axes: tuple[str, str],
+        bias: bool = False,
+        parts: tuple[int, ...] = (),
+        residual: bool = False,
+        role: str = "matrix",
     ) -> None:
         super().__init__(inputs, outputs, bias=bias)
         self.axes = {"weight": axes, "bias": axes[:1]}

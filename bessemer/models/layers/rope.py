@@ -132,9 +132,16 @@ def scaling_problem(scaling: dict[str, Any], size: int) -> tuple[str, str] | Non
     for key, value in scaling.items():
         if key not in needed | optional | {"rope_type"}:
             return key, f"the {kind} scaling has no such key"
-        if key.endswith("_factor") and isinstance(value, list) and len(value) != size // 2:
-            return key, f"has {len(value)} entries where a head of {size} needs {size // 2}"
+        if key in ("short_factor", "long_factor"):
+            if not isinstance(value, list) or len(value) != size // 2 or not all(_positive(each) for each in value):
+                return key, f"a list of {size // 2} positive numbers is wanted for heads of {size}, and {value!r} is given"
+        elif key not in ("rope_type", "truncate", "mscale", "mscale_all_dim") and not _positive(value):
+            return key, f"a positive number is wanted, and {value!r} is given"
     return None
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _yarn_scale(factor: float, weight: float) -> float:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy
 
-from bessemer.core import files
 from bessemer.core.errors import DataError
 from bessemer.core.registry import Auto, Choice, Kind, choose
 from bessemer.core.work import Work
 from bessemer.data import duplicates, workers
-from bessemer.data.assemble import LEDGER, assemble, discard_torn
+from bessemer.data.assemble import assemble, discard_torn
 from bessemer.data.corpus import Corpus
 from bessemer.data.duplicates import Array, Keep, Scope
 
@@ -55,23 +53,23 @@ def deduplicate(
     discard_torn(work.out)
     common: dict[str, Any] = {"engine": engine, "processes": processes}
     units = [{"shard": str(shard), "place": str(place), "index": i, "methods": methods} for i, shard in enumerate(shards)]
-    found = workers.run(
-        duplicates.find_keys, units, ledger=place / "units", on_done=lambda done, _: work.progress(done, 2 * len(units), "shards"), **common
-    )
     if not units:
         raise DataError("there is no document in it", file=corpus.folder)
+    total = 2 * len(units)
+    found = workers.run(
+        duplicates.find_keys, units, ledger=place / "units", stamp=corpus.hash, on_done=lambda done, _: work.progress(done, total, "shards"), **common
+    )
     sources, numbers = _sources(found, place)
     leader, method = _settle(place, len(units), methods, scope, keep, numbers)
     lone = leader == numpy.arange(len(leader))
     masks = _write_masks(place, lone, [entry["documents"] for entry in found])
     units = [{"shard": str(shard), "folder": str(work.out), "index": i, "mask": mask} for i, (shard, mask) in enumerate(zip(shards, masks, strict=True))]
-    done_before = len(units)
-    shutil.rmtree(work.out / LEDGER, ignore_errors=True)
-    results = workers.run(duplicates.write_kept, units, on_done=lambda done, _: work.progress(done_before + done, 2 * done_before, "shards"), **common)
+    results = workers.run(duplicates.write_kept, units, on_done=lambda done, _: work.progress(len(units) + done, total, "shards"), **common)
     removed = numpy.flatnonzero(~lone)
     duplicates.write_pairs(work.out / "pairs.parquet", shards, removed, leader[removed], method[removed], [m.name for m in methods])
     work.info.update(assemble(work.out, results, "there is no document in it", "collect something first"))
     work.info.update(_report(leader, method, methods, sources, numbers))
+    return None  # type: ignore[return-value]  # the runner seals and opens it
 
 
 def _sources(found: list[dict[str, Any]], place: Path) -> tuple[list[str], Array]:

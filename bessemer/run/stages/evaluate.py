@@ -12,7 +12,6 @@ from bessemer.data.tokens import Tokens
 from bessemer.evaluate.evaluation import FILE, Evaluation, measure
 from bessemer.evaluate.subject import Subject
 from bessemer.models.package import Model
-from bessemer.serve.generate import generate
 
 
 def evaluate(
@@ -38,7 +37,7 @@ def evaluate(
     built = model.build(device.compute_dtype() if precision == "auto" else None).to(device.device())
     if precision == "float32":
         built = built.float()
-    subject = Subject(built, tokenizer, tokens, work.seed, work.smoke, work.progress, generate)
+    subject = Subject(built, tokenizer, tokens, work.seed, work.smoke, work.progress)
     found = measure(subject, tasks)
     about: dict[str, Any] = {"model": model.hash, "tokenizer": tokenizer.fingerprint, "tasks": as_plain(tasks)}
     files.write_json(work.out / FILE, about | {"figures": {name: {k: v.plain() for k, v in each.items()} for name, each in found.items()}})

@@ -42,7 +42,9 @@ def sample(
         BessemerError: a setting is out of range, a prompt is too long, the tokenizer is not the model's.
     """
     if not prompts or count < 1:
-        raise RecipeError("there is nothing to write", key=f"{work.name}.{'count' if prompts else 'prompts'}", mend="give at least one prompt and a count of 1")
+        raise RecipeError(
+            "there is nothing to write", key=f"{work.name}.{'count' if prompts else 'prompts'}", mend="give at least one prompt and a count of 1"
+        )
     settings = {
         "max_tokens": min(max_tokens, 16) if work.smoke else max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
         "min_p": min_p, "repetition_penalty": repetition_penalty, "stop": stop,

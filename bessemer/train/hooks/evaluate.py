@@ -21,13 +21,15 @@ class Evaluate:
 
     def __init__(self, run: Run, *, times: int = 10, tasks: list[Annotated[Choice, Kind("evaluate/tasks")]] = ["bits_per_byte"]) -> None:  # type: ignore[list-item]  # noqa: B006
         self.run, self.times, self.tasks = run, times, tasks
-        self.done = int(run.progress.fraction * times)
 
     def due(self, report: Report) -> bool:
-        return int(report.progress.fraction * self.times) > self.done
+        now = report.progress.fraction
+        return report.progress.done or self._passed(now) > self._passed(now - report.progress.stride)
+
+    def _passed(self, fraction: float) -> int:
+        return int(fraction * self.times + 1e-9)
 
     def __call__(self, report: Report) -> None:
-        self.done = int(report.progress.fraction * self.times)
         self.run.evaluate(self.tasks)
 
     def close(self) -> None:

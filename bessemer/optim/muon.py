@@ -1,0 +1,76 @@
+"""Muon: momentum, orthogonalised."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bessemer.optim._matrices import Stacks
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum orthogonalised by Newton-Schulz iterations (Jordan et al. 2024), matrices of a shape at once.
+
+    Claim: half the steps of AdamW to the same loss. State: one number of the parameter's type per parameter.
+    Each matrix stacked in one weight (query, key, value) is orthogonalised on its own. The update of a matrix is scaled by
+    sqrt(max(1, outputs / inputs)), so that the best rate carries over between widths.
+
+    Args:
+        lr: spectral size of a step.
+        momentum: of the gradient's running mean.
+        nesterov: look one step ahead.
+        steps: Newton-Schulz iterations.
+        weight_decay: decoupled.
+    """
+
+    transfer = "orthogonal"
+
+    def __init__(
+        self, params: Any, *, lr: float = 0.02, momentum: float = 0.95, nesterov: bool = True, steps: int = 5, weight_decay: float = 0.1
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "steps": steps, "weight_decay": weight_decay})
+        self.stacks = [Stacks(group["params"], group.get("parts")) for group in self.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every matrix that has a gradient."""
+        for group, stacks in zip(self.param_groups, self.stacks, strict=True):
+            moving = [p for p in group["params"] if p.grad is not None]
+            if not moving:
+                continue
+            gradients = [p.grad for p in moving]
+            momenta = [self._momentum(p) for p in moving]
+            torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])
+            looking = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
+            torch._foreach_mul_(moving, 1.0 - group["lr"] * group["weight_decay"])
+            stacks.apply(moving, looking, lambda matrices: orthogonalise(matrices, group["steps"]), group["lr"])
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        return state["momentum"]
+
+
+def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
+    """The nearest semi-orthogonal matrices, roughly: singular values end between 0.7 and 1.2.
+
+    Args:
+        matrices: [count, outputs, inputs], of any floating type; computed in bfloat16 with outputs <= inputs.
+        steps: iterations of the quintic 3.4445 x - 4.7750 x^3 + 2.0315 x^5.
+
+    Returns:
+        bfloat16 [count, outputs, inputs], each times sqrt(max(1, outputs / inputs)).
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    factor = math.sqrt(max(1.0, matrices.shape[1] / matrices.shape[2]))
+    x = matrices.mT if tall else matrices
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).bfloat16()
+    for _ in range(steps):
+        gram = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
+    return (x.mT if tall else x) * factor

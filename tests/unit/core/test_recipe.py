@@ -1,0 +1,134 @@
+"""Recipes: extension, overrides, and the resolved recipe."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from bessemer.core import recipe
+from bessemer.core.errors import RecipeError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "run"))  # the toy stages
+
+BASE = """
+seed = 3
+[[stage]]
+do = "run_toys.write"
+words = 5
+
+[[stage]]
+do = "run_toys.train"
+optim = [{ role = "matrix", name = "wsd", warmup = 0.5 }, "constant"]
+"""
+
+
+@pytest.fixture
+def base(tmp_path):
+    (tmp_path / "base.toml").write_text(BASE)
+    return tmp_path / "base.toml"
+
+
+def options(read: recipe.Recipe, stage: str) -> dict:
+    return next(s for s in read.stages if s.name == stage).plain()
+
+
+def test_defaults_are_written_out(base):
+    read = recipe.read(base)
+    assert (read.name, read.seed) == ("base", 3)
+    assert options(read, "write") == {"words": 5, "mood": "low", "path": None}
+    assert options(read, "train")["optim"][0] | {"decay": 0} == {**options(read, "train")["optim"][0], "decay": 0}
+
+
+def test_the_resolved_recipe_reads_as_itself(base):
+    plain = recipe.read(base).plain()
+    cleaned = dict(plain.items())
+    cleaned["stage"] = [{k: v for k, v in stage.items() if v is not None} for stage in plain["stage"]]
+    assert recipe.read(cleaned).plain() == plain
+
+
+@pytest.mark.parametrize(
+    ("override", "stage", "path", "value"),
+    [
+        ("write.words=7", "write", ["words"], 7),
+        ("words=7", "write", ["words"], 7),
+        ("lr=2", "train", ["lr"], 2.0),
+        ("mood=high", "write", ["mood"], "high"),
+        ('mood="high"', "write", ["mood"], "high"),
+        ("optim.warmup=0.25", "train", ["optim", 0, "warmup"], 0.25),
+        ("optim.matrix.warmup=0.25", "train", ["optim", 0, "warmup"], 0.25),
+        ("train.optim.0.warmup=0.25", "train", ["optim", 0, "warmup"], 0.25),
+        ("optim.1=cosine", "train", ["optim", 1, "name"], "cosine"),
+        ("optim.name=cosine", "train", ["optim", 0, "name"], "cosine"),
+    ],
+)
+def test_overrides_reach_their_place(base, override, stage, path, value):
+    found = options(recipe.read(base, [override]), stage)
+    for part in path:
+        found = found[part]
+    assert found == value
+
+
+def test_another_method_begins_from_its_own_defaults_and_keeps_its_role(base):
+    first = options(recipe.read(base, ["optim.name=cosine"]), "train")["optim"][0]
+    assert first["role"] == "matrix"
+    assert first["warmup"] != 0.5
+
+
+def test_a_methods_options_follow_its_name_in_any_order(base):
+    one = recipe.read(base, ["optim.warmup=0.1", "optim.name=cosine"]).plain()
+    assert one == recipe.read(base, ["optim.name=cosine", "optim.warmup=0.1"]).plain()
+    assert one["stage"][1]["optim"][0]["warmup"] == 0.1
+
+
+def test_a_part_of_a_default_can_be_changed_where_the_recipe_leaves_it_out(base):
+    base.write_text(BASE.replace("optim", "# optim"))
+    changed = options(recipe.read(base, ["optim.matrix.warmup=0.125"]), "train")["optim"]
+    assert changed[0]["warmup"] == 0.125
+    assert (changed[0]["name"], changed[0]["role"], changed[1]["name"]) == ("wsd", "matrix", "constant")
+
+
+def test_overrides_from_python_may_be_none(base):
+    assert options(recipe.read(base, {"train.steps": None}), "train")["steps"] is None
+
+
+def test_top_keys_can_be_overridden(base):
+    assert recipe.read(base, ["seed=9"]).seed == 9
+    assert recipe.read(base, ["train.seed=9"]).stages[1].seed == 9
+
+
+def test_a_child_changes_what_it_names_and_keeps_the_rest(base):
+    child = base.with_name("child.toml")
+    child.write_text('extends = "base"\nseed = 4\n[[stage]]\ndo = "run_toys.write"\nmood = "high"\n[[stage]]\ndo = "run_toys.count"\n')
+    read = recipe.read(child)
+    assert (read.name, read.seed) == ("child", 4)
+    assert options(read, "write") == {"words": 5, "mood": "high", "path": None}
+    assert [stage.name for stage in read.stages] == ["write", "train", "count"]
+
+
+def test_a_dict_can_extend_a_file(base):
+    read = recipe.read({"extends": str(base), "name": "mine", "stage": [{"do": "run_toys.write", "words": 1}]})
+    assert options(read, "write")["words"] == 1
+    assert read.seed == 3
+
+
+def test_reading_leaves_a_given_dict_alone():
+    given = {"stage": [{"do": "run_toys.write"}]}
+    recipe.read(given, ["words=9"])
+    assert given == {"stage": [{"do": "run_toys.write"}]}
+
+
+def test_a_mistake_deep_inside_is_told_with_its_whole_path(base):
+    with pytest.raises(RecipeError) as caught:
+        recipe.read(base, ["train.optim.matrix.warmup=long"])
+    assert caught.value.key == "train.optim[0].warmup"
+    assert caught.value.file == base
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("3.5", 3.5), ("true", True), ("[1, 2]", [1, 2]), ("word", "word"), ("a=b", "a=b"), ("{a = 1}", {"a": 1}), ("1e-3", 0.001), ("", "")],
+)
+def test_values_on_the_command_line(text, value):
+    assert recipe.parse_value(text) == value
