@@ -112,7 +112,7 @@ def main() -> None:
         "targets": TARGETS,
         "holds": fast and all(row["greedy_equal"] for row in figures.values()),
         "command": " ".join(["python", *sys.argv]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}",
     }
     if not chosen.quick:
         files.write_json(Path(__file__).parent / "results" / "generation.json", result)

@@ -150,7 +150,7 @@ class ShardWriter:
         self.tally[document.source, document.domain, "documents"] += 1
         self.tally[document.source, document.domain, "bytes"] += size
         self._row_bytes += size
-        if self._row_bytes >= GROUP_BYTES:
+        if self._row_bytes >= min(GROUP_BYTES, self.shard_bytes):
             self._flush()
 
     def add_batch(self, batch: pyarrow.RecordBatch) -> None:
@@ -215,10 +215,14 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self.close()
-        else:
+        if kind is not None:
             self.discard()
+            return
+        try:
+            self.close()
+        except BaseException:
+            self.discard()
+            raise
 
 
 class CorpusWriter(ShardWriter):

@@ -11,8 +11,6 @@ import numpy
 import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from bessemer.core import files
 from bessemer.core.registry import Choice
@@ -74,6 +72,9 @@ def leaders(blocks: Sequence[Array], alive: Array, rank: Array, sources: Array |
     Returns:
         int64 [documents].
     """
+    from scipy.sparse import coo_matrix  # here, since workers don't need it and start sooner without
+    from scipy.sparse.csgraph import connected_components
+
     count = len(alive)
     left, right = [], []
     for row in range(len(blocks[0])):

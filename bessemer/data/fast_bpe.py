@@ -52,7 +52,12 @@ class FastBPE:
         pattern = split_pattern(definition)
         model = definition["model"]
         plain = not any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"))
-        if pattern is None or not plain or definition.get("normalizer") or any(not entry["special"] for entry in definition.get("added_tokens") or []):
+        if (
+            pattern is None
+            or not plain
+            or definition.get("normalizer")
+            or any(not entry["special"] for entry in definition.get("added_tokens") or [])
+        ):
             return None
         table = ranks_of(model)
         try:

@@ -63,7 +63,9 @@ def held_out_batches(
         chosen = chosen[: 1 + int(np.searchsorted(np.cumsum(tokens.lengths[chosen]), limit))]
     if not len(chosen):
         of = f" of {by} '{domain}'" if domain else ""
-        raise DataError(f"the {split} split has no document{of}", file=tokens.folder, key="held_out", mend="raise tokenize.held_out or collect more text")
+        raise DataError(
+            f"the {split} split has no document{of}", file=tokens.folder, key="held_out", mend="raise tokenize.held_out or collect more text"
+        )
     packed, skip = _windows(tokens.lengths[chosen], length, overlap)
     table = replace(packed, document=chosen[packed.document])
     byte_lengths = tokens.byte_lengths()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from bessemer.data.layout import gather
 from bessemer.data.mixture import Mixture
 from bessemer.data.rows import Array, Rows
 from bessemer.data.tokens import By, Split, Tokens
+
+_BLOCK = 1024
+"""Samples looked up at once."""
 
 
 class Loader:
@@ -78,6 +82,7 @@ class Loader:
         self._check_shares(sizes)
         self.mixture = Mixture(list(self.shares.values()))
         packing = choose_method("data/pack", pack)
+        self._block = lru_cache(8)(lambda number: self.rows_at(np.arange(number * _BLOCK, (number + 1) * _BLOCK)))
         self._pack([groups[name] if self.shares[name] else groups[name][:0] for name in self.names], packing)
 
     def _groups(self, together: bool, by: By, only: list[str] | None) -> dict[str, Array]:
@@ -124,10 +129,19 @@ class Loader:
             rank, ranks: which block of the global batch; blocks differ by at most one row.
         """
         sample = np.arange(start + rows * rank // ranks, start + rows * (rank + 1) // ranks, dtype=np.int64)
-        row, group = self.rows_at(sample)
+        row, group = self._looked_up(sample)
         batch = gather(self.tokens, self.rows, row)
         batch.samples, batch.sources, batch.task = torch.from_numpy(sample), torch.from_numpy(group), self.task
         return batch
+
+    def _looked_up(self, sample: Array) -> tuple[Array, Array]:
+        """`rows_at` for consecutive samples, by whole blocks that are kept: most of its cost does not depend on their number."""
+        if not len(sample):
+            return self.rows_at(sample)
+        first, last = int(sample[0]) // _BLOCK, int(sample[-1]) // _BLOCK
+        row, group = (np.concatenate(parts) for parts in zip(*(self._block(number) for number in range(first, last + 1)), strict=True))
+        inside = slice(int(sample[0]) - first * _BLOCK, int(sample[-1]) + 1 - first * _BLOCK)
+        return row[inside], group[inside]
 
     def report(self) -> dict[str, Any]:
         """What a stage records about it."""

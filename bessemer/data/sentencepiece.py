@@ -99,7 +99,11 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
 
 
 def convert(model: Model, file: Path) -> Any:
-    """The same tokenizer in the terms of the `tokenizers` library."""
+    """The same tokenizer in the terms of the `tokenizers` library.
+
+    One difference is left: where a text spells out a user-defined piece of a model that adds or squeezes spaces, the
+    spaces next to that piece are treated as those at a text's ends.
+    """
     import tokenizers
     from tokenizers import AddedToken, decoders, models
 

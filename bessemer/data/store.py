@@ -76,7 +76,8 @@ def write_store(
         if on_done:
             on_done(*so_far)
 
-    made = workers.run(encode_shard, units, engine=engine, processes=processes, on_done=told)
+    with workers.Pool(engine, processes) as pool:
+        made = pool.run(encode_shard, units, on_done=told)
     return _finish(out, tokenizer, made, held_out)
 
 

@@ -72,7 +72,10 @@ def from_ranks(file: Path, *, split: str = "llama3", specials: Sequence[str] = (
     definition = {
         "version": "1.0",
         "added_tokens": added,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}, level]},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}, level],
+        },
         "decoder": level,
         "model": model,
     }
@@ -96,7 +99,9 @@ def _read_ranks(file: Path) -> dict[bytes, int]:
             raise DataError(f"line {number} is not a token in base64 and its rank", file=file, key=f"line {number}") from None
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
-        raise DataError(f"has no rank for {len(missing)} of the 256 bytes, 0x{missing[0]:02x} for one: it was truncated or is no rank file", file=file)
+        raise DataError(
+            f"has no rank for {len(missing)} of the 256 bytes, 0x{missing[0]:02x} for one: it was truncated or is no rank file", file=file
+        )
     if len(set(ranks.values())) != len(ranks):
         raise DataError("gives the same rank twice", file=file)
     return ranks

@@ -7,15 +7,13 @@ from typing import Any, Literal
 
 import xxhash
 
-from bessemer.core.errors import DataError, RecipeError
+from bessemer.core.errors import RecipeError
 from bessemer.data.byte_level import characters
 from bessemer.data.corpus import Corpus
 from bessemer.data.fast_bpe import GPT2_SPLIT
 from bessemer.data.tokenizer import is_fast
 
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {"gpt2": GPT2_SPLIT, "llama3": LLAMA3_SPLIT}
 Algorithm = Literal["bpe", "unigram"]
 SplitName = Literal["gpt2", "llama3"]
@@ -37,14 +35,13 @@ def train(
     Args:
         algorithm: "bpe" merges the most frequent pair again and again (Sennrich et al. 2016, on bytes: Radford et al.
             2019); "unigram" prunes a large vocabulary to the likeliest one (Kudo 2018).
-        vocabulary: ids in all: 256 bytes, the specials, and what is learnt.
+        vocabulary: ids in all: 256 bytes, the specials, and what is learnt; fewer where the text is too little.
         split: how text is cut before: "gpt2", "llama3" (digits by threes), or a regular expression.
         specials: special tokens; the first ends (and begins) documents, the second fills rows.
         check: texts on which tiktoken must agree for it to be used.
 
     Raises:
         RecipeError: the vocabulary has no room for the bytes and specials, or a special token is given twice.
-        DataError: the text is too little for such a vocabulary.
     """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, processors
@@ -62,10 +59,9 @@ def train(
     if algorithm == "bpe":
         made.model.ignore_merges = True  # a piece that is a token is that token, as tiktoken has it
     end = made.token_to_id(specials[0])
-    made.post_processor = processors.TemplateProcessing(single=f"{specials[0]} $A", pair=f"{specials[0]} $A {specials[0]} $B", special_tokens=[(specials[0], end)])
-    if made.get_vocab_size() != vocabulary:
-        problem = f"the text gives a vocabulary of {made.get_vocab_size()}, and {vocabulary} is asked for"
-        raise DataError(problem, key="vocabulary", mend="ask for a smaller vocabulary, or collect more text")
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{specials[0]} $A", pair=f"{specials[0]} $A {specials[0]} $B", special_tokens=[(specials[0], end)]
+    )
     pad = made.token_to_id(specials[1]) if len(specials) > 1 else end
     return made, {"end": end, "begin": end, "pad": pad, "fast": algorithm == "bpe" and is_fast(made, check), "algorithm": algorithm}
 

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Self
 
 from bessemer.core import files
 from bessemer.core.artifact import digest
-from bessemer.core.errors import BessemerError, DataError
+from bessemer.core.errors import BessemerError, DataError, RecipeError
 from bessemer.core.registry import Auto, as_plain
 
 Engine = Literal["local", "ray"]
@@ -30,49 +31,88 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run(
-    function: Function,
-    units: Sequence[Unit],
-    *,
-    engine: Engine = "local",
-    processes: int | Auto = "auto",
-    ledger: Path | None = None,
-    stamp: str = "",
-    on_done: Callable[[int, Any], None] | None = None,
-) -> list[Any]:
-    """Calls `function(**unit)` for every unit and returns the results in the units' order.
-
-    A unit writes its own files, whole or not at all, and returns what JSON can hold. Nothing about how many processes
-    there are or where they run reaches it, so neither changes a byte of what it makes.
+class Pool:
+    """Where units of work are done. Workers start with the first units and are kept until the pool is left.
 
     Args:
-        function: a function at the top of an importable module.
-        units: the keyword arguments of each call; they must pickle.
         engine: "local" runs worker processes on this machine; "ray" a running Ray cluster's (or a local one's) workers,
             which must see the same folders.
         processes: how many at once; "auto" is one per core (locally) or what the cluster has (Ray). 1 means here.
-        ledger: a folder that remembers finished units, so an interrupted call continues; delete it once all is done.
-        stamp: what the units' inputs were; the ledger holds only for the same stamp.
-        on_done: called as each unit ends with (units done so far, its result).
-
-    Raises:
-        BessemerError: whatever a unit raised; or a worker died.
     """
-    book = _Ledger(ledger, function, units, stamp)
-    results = book.known()
-    done = 0
-    for index in sorted(results):
-        done += 1
-        if on_done:
-            on_done(done, results[index])
-    todo = [index for index in range(len(units)) if index not in results]
-    for index, result in _runner(engine, processes, len(todo))(function, {i: units[i] for i in todo}):
-        results[index] = result
-        book.write(index, result)
-        done += 1
-        if on_done:
-            on_done(done, result)
-    return [results[index] for index in range(len(units))]
+
+    def __init__(self, engine: Engine = "local", processes: int | Auto = "auto") -> None:
+        if processes != "auto" and processes < 1:
+            raise RecipeError(f"{processes} processes can do nothing", key="processes", mend='give a number from 1 on, or "auto"')
+        self.engine, self.processes = engine, processes
+        self._workers: list[subprocess.Popen[bytes]] = []
+        self._ray: Any = None
+
+    def run(
+        self,
+        function: Function,
+        units: Sequence[Unit],
+        *,
+        ledger: Path | None = None,
+        stamp: str = "",
+        on_done: Callable[[int, Any], None] | None = None,
+    ) -> list[Any]:
+        """Calls `function(**unit)` for every unit and returns the results in the units' order.
+
+        A unit writes its own files, whole or not at all, and returns what JSON can hold. Nothing about how many
+        processes there are or where they run reaches it, so neither changes a byte of what it makes.
+
+        Args:
+            function: a function at the top of an importable module.
+            units: the keyword arguments of each call; they must pickle.
+            ledger: a folder that remembers finished units, so an interrupted call continues; delete it once all is done.
+            stamp: what the units' inputs were; the ledger holds only for the same stamp.
+            on_done: called as each unit ends with (units done so far, its result).
+
+        Raises:
+            BessemerError: whatever a unit raised; or a worker died.
+        """
+        book = _Ledger(ledger, function, units, stamp)
+        results = book.known()
+        for done, index in enumerate(sorted(results), 1):
+            if on_done:
+                on_done(done, results[index])
+        todo = {index: unit for index, unit in enumerate(units) if index not in results}
+        for index, result in self._each(function, todo):
+            results[index] = result
+            book.write(index, result)
+            if on_done:
+                on_done(len(results), result)
+        return [results[index] for index in range(len(units))]
+
+    def _each(self, function: Function, todo: dict[int, Unit]) -> Iterator[tuple[int, Any]]:
+        if not todo:
+            return
+        if self.engine == "ray":
+            self._ray = self._ray or _Ray()
+            yield from self._ray.each(function, todo, None if self.processes == "auto" else self.processes)
+            return
+        at_once = min(cores() if self.processes == "auto" else self.processes, len(todo))
+        if at_once <= 1:
+            for index, unit in todo.items():
+                yield index, function(**unit)
+            return
+        self._workers += [_start_worker() for _ in range(at_once - len(self._workers))]
+        yield from _in_processes(function, todo, self._workers[:at_once])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.kill()
+        for worker in self._workers:
+            worker.wait()
+            for pipe in (worker.stdin, worker.stdout):
+                if pipe is not None:
+                    with suppress(OSError):
+                        pipe.close()
+        if self._ray:
+            self._ray.leave()
 
 
 class _Ledger:
@@ -102,42 +142,19 @@ class _Ledger:
         return self.folder / f"{index:05d}.json"
 
 
-def _runner(engine: Engine, processes: int | Auto, units: int) -> Callable[[Function, dict[int, Unit]], Iterator[tuple[int, Any]]]:
-    if not units:
-        return lambda function, todo: iter(())
-    if engine == "ray":
-        return lambda function, todo: _on_ray(function, todo, None if processes == "auto" else processes)
-    at_once = min(cores() if processes == "auto" else processes, units)
-    if at_once <= 1:
-        return _here
-    return lambda function, todo: _in_processes(function, todo, at_once)
-
-
-def _here(function: Function, todo: dict[int, Unit]) -> Iterator[tuple[int, Any]]:
-    for index, unit in todo.items():
-        yield index, function(**unit)
-
-
-def _in_processes(function: Function, todo: dict[int, Unit], processes: int) -> Iterator[tuple[int, Any]]:
-    """One thread per worker process feeds it units and hands on its results; leaving early ends the workers."""
+def _in_processes(function: Function, todo: dict[int, Unit], workers: list[subprocess.Popen[bytes]]) -> Iterator[tuple[int, Any]]:
+    """One thread per worker process feeds it units and hands on its results."""
     waiting: queue.SimpleQueue[tuple[int, Unit]] = queue.SimpleQueue()
     results: queue.SimpleQueue[tuple[int, bool, Any]] = queue.SimpleQueue()
     for item in todo.items():
         waiting.put(item)
-    workers = [_start_worker() for _ in range(processes)]
-    try:
-        for worker in workers:
-            threading.Thread(target=_feed, args=(worker, function, waiting, results), daemon=True).start()
-        for _ in todo:
-            index, worked, value = results.get()
-            if not worked:
-                raise value
-            yield index, value
-    finally:
-        for worker in workers:
-            worker.kill()
-        for worker in workers:
-            worker.wait()
+    for worker in workers:
+        threading.Thread(target=_feed, args=(worker, function, waiting, results), daemon=True).start()
+    for _ in todo:
+        index, worked, value = results.get()
+        if not worked:
+            raise value
+        yield index, value
 
 
 def _start_worker() -> subprocess.Popen[bytes]:
@@ -158,7 +175,7 @@ def _feed(worker: subprocess.Popen[bytes], function: Function, waiting: queue.Si
         try:
             send(worker.stdin, (function.__module__, function.__qualname__, unit))
             results.put((index, *receive(worker.stdout)))
-        except (EOFError, BrokenPipeError):
+        except (EOFError, OSError, ValueError):  # it is gone, or we are leaving
             problem = f"a data worker ended with code {worker.wait()} while it worked"
             mend = "if it ran out of memory, set processes = 1; give the same command again to continue"
             results.put((index, False, DataError(problem, mend=mend)))
@@ -168,17 +185,23 @@ def _feed(worker: subprocess.Popen[bytes], function: Function, waiting: queue.Si
             return
 
 
-def _on_ray(function: Function, todo: dict[int, Unit], processes: int | None) -> Iterator[tuple[int, Any]]:
-    try:
+class _Ray:
+    """A connection to a Ray cluster: the one already there, that of RAY_ADDRESS, or a local one for as long as it is needed."""
+
+    def __init__(self) -> None:
+        try:
+            import ray
+        except ImportError:
+            mend = 'pip install "bessemer[ray]", or engine = "local"'
+            raise BessemerError('engine = "ray" needs Ray, which is not installed', key="engine", mend=mend) from None
+        self.ours = not ray.is_initialized()
+        if self.ours:
+            environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}}
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
+
+    def each(self, function: Function, todo: dict[int, Unit], processes: int | None) -> Iterator[tuple[int, Any]]:
         import ray
-    except ImportError:
-        mend = 'pip install "bessemer[ray]", or engine = "local"'
-        raise BessemerError('engine = "ray" needs Ray, which is not installed', key="engine", mend=mend) from None
-    ours = not ray.is_initialized()
-    if ours:
-        environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}}
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
-    try:
+
         remote = ray.remote(num_cpus=1, max_retries=2)(call)
         at_once = processes or max(1, int(ray.cluster_resources().get("CPU", 1)))
         waiting = iter(todo.items())
@@ -193,8 +216,11 @@ def _on_ray(function: Function, todo: dict[int, Unit], processes: int | None) ->
             if not worked:
                 raise value
             yield running.pop(ready[0]), value
-    finally:
-        if ours:
+
+    def leave(self) -> None:
+        import ray
+
+        if self.ours:
             ray.shutdown()
 
 

@@ -91,7 +91,6 @@ def save_model(
     if isinstance(tokenizer, Tokenizer):
         card.setdefault("tokens", {"bos": tokenizer.begin, "eos": tokenizer.end, "pad": tokenizer.pad})
     check_vocabulary(tokenizer, card["vocabulary"])
-    folder.mkdir(parents=True, exist_ok=True)
     copy_tokenizer(tokenizer, folder)
     written = weights.save({name: value if dtype is None else value.to(dtype) for name, value in found.items()}, folder, shard_bytes)
     files.write_json(folder / CARD, card)
@@ -202,6 +201,7 @@ def copy_tokenizer(tokenizer: Tokenizer | Path | None, folder: Path) -> None:
         return
     source = tokenizer.folder if isinstance(tokenizer, Tokenizer) else tokenizer
     with files.disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)

@@ -28,7 +28,7 @@ def multi_token(outputs: Outputs, batch: Batch, *, weight: float = 0.3, z: float
         RecipeError: the model has no `ahead` modules.
     """
     terms = next_token(outputs, batch, z=z, chunk=chunk)
-    states = [outputs.extras[name] for name in sorted(outputs.extras) if name.startswith("ahead_")]
+    states = [outputs.extras[f"ahead_{number}"] for number in range(1, len(outputs.extras) + 1) if f"ahead_{number}" in outputs.extras]
     if not states:
         raise RecipeError("the model predicts only one token ahead", key="model.ahead", mend="build it with ahead = 1 or more")
     assert batch.targets is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections import deque
@@ -215,12 +216,12 @@ def describe(done: float, total: float | None, unit: str, pace: Pace, figures: d
 
 def number(value: Any) -> str:
     """A figure as people read it: four significant digits, thousands separated, large ones with k, M or G."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return str(value)
     for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e5, "k")):
         if abs(value) >= limit:
             return f"{value / (limit if limit != 1e5 else 1e3):.4g}{suffix}"
-    if isinstance(value, int) or value == int(value if value == value and abs(value) != float("inf") else 0.5):
+    if value == int(value):
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bessemer.run.observe import number
@@ -35,6 +35,7 @@ th { text-align:left; color:var(--soft); font-weight:600 }
 th,td { padding:5px 10px; border-bottom:1px solid var(--line); vertical-align:top }
 tr:last-child td { border-bottom:0 }
 td.n, th.n { text-align:right }
+td:first-child { min-width:15em }
 pre { margin:0; font:12.5px/1.5 var(--mono); white-space:pre-wrap; overflow-wrap:anywhere }
 code { font:12.5px var(--mono) }
 .prompt { color:var(--blue); font-weight:600 }
@@ -92,15 +93,15 @@ class Markup(str):
 
 
 def facts(values: Mapping[str, Any]) -> str:
-    """What a stage recorded: figures in a table, named counts as bars, deeper tables one below the other."""
+    """What a stage recorded: figures in a table, named counts as bars, tables of tables as rows."""
     plain = {key: value for key, value in values.items() if not isinstance(value, Mapping | list)}
-    short = {key: value for key, value in values.items() if isinstance(value, list) and len(str(value)) <= 200}
-    out = []
-    if plain or short:
-        out.append(table(["", ""], [(words(key), number(value)) for key, value in (plain | short).items()]))
+    plain |= {key: ", ".join(map(str, value)) for key, value in values.items() if isinstance(value, list) and len(str(value)) <= 300}
+    out = [table(["", ""], [(words(str(key)), number(value)) for key, value in plain.items()])] if plain else []
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            out.append(f"<h3>{escape(words(key))}</h3>" + (bars(value) if _is_counts(value) else grid(value) if _is_grid(value) else facts(value)))
+            rows = dict(_rows(value))
+            inside = bars(value) if _is_counts(value) else grid(rows) if rows else facts(value)
+            out.append(f"<h3>{escape(words(str(key)))}</h3>{inside}" if inside else "")
     return "".join(out)
 
 
@@ -121,7 +122,7 @@ def bars(counts: Mapping[str, float]) -> str:
 def grid(values: Mapping[str, Mapping[str, Any]]) -> str:
     """Rows that share columns, as a table."""
     columns = list(dict.fromkeys(key for row in values.values() for key in row))
-    rows = [(words(str(name)), *(number(row.get(column, "")) for column in columns)) for name, row in values.items()]
+    rows = [(name, *(number(row.get(column, "")) for column in columns)) for name, row in values.items()]
     return table(["", *(words(column) for column in columns)], rows, numeric=range(1, len(columns) + 1))
 
 
@@ -134,5 +135,13 @@ def _is_counts(value: Mapping[str, Any]) -> bool:
     return len(value) > 1 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value.values())
 
 
-def _is_grid(value: Mapping[str, Any]) -> bool:
-    return all(isinstance(row, Mapping) and row and not any(isinstance(v, Mapping | list) for v in row.values()) for row in value.values())
+def _rows(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The innermost tables of nested ones, by their path; nothing where some are deeper than figures beside them."""
+    for name, inner in value.items():
+        here = f"{path} › {words(str(name))}" if path else words(str(name))
+        if not isinstance(inner, Mapping):
+            return
+        if not any(isinstance(each, Mapping | list) for each in inner.values()):
+            yield here, inner
+        else:
+            yield from _rows(inner, here)

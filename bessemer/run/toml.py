@@ -40,9 +40,14 @@ def value(item: Any, indent: str = "") -> str:
         if len(text) <= WIDTH:
             return text
         return "[\n" + "".join(f"{indent}  {part},\n" for part in parts) + indent + "]"
-    return json.dumps(str(item), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return _quoted(str(item))
 
 
 def _key(name: str) -> str:
     bare = name and all(c.isascii() and (c.isalnum() or c in "-_") for c in name)
-    return name if bare else json.dumps(name, ensure_ascii=False)
+    return name if bare else _quoted(name)
+
+
+def _quoted(text: str) -> str:
+    """JSON's escapes are TOML's, but for one character that TOML wants escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

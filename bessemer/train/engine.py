@@ -51,7 +51,7 @@ class Engine:
         parts: list[Tensor] = []
         for batch in batches:
             batch = batch.to(device.device())
-            with self._precision():
+            with self.precision():
                 outputs = self.model(batch)
                 objective, weight = self.objectives[batch.task]
                 terms = objective(outputs, batch)
@@ -89,5 +89,6 @@ class Engine:
                 totals[key] = totals.get(key, 0.0) + float(batch.count(name))
         return totals
 
-    def _precision(self) -> torch.autocast:
+    def precision(self) -> torch.autocast:
+        """The number format of the forward pass."""
         return torch.autocast(device.device().type, dtype=self.dtype, enabled=self.dtype != torch.float32)

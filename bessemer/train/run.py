@@ -129,7 +129,8 @@ class Run:
     def evaluate(self, tasks: list[Choice]) -> dict[str, Any]:
         """Runs evaluation tasks on the model as it is and writes down what they say."""
         subject = Subject(self.model, self.tokenizer, self.store, seed=self.work.seed, smoke=self.work.smoke)
-        with at_rest(self.model):
+        # blocks are compiled for the shapes of training; measuring has others, few of them, and need not wait for a compiler
+        with at_rest(self.model), self.engine.precision(), torch.compiler.set_stance("force_eager"):
             figures = {task.name: task(subject) for task in tasks}
         self.metrics.write({"step": self.progress.step, "tokens": self.progress.tokens, "seconds": self.progress.seconds, "evaluation": figures})
         return figures

@@ -35,6 +35,14 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_linear": ("Llama", COMMON | _long("linear", factor=3.0)),
     "llama_dynamic": ("Llama", COMMON | {"max_position_embeddings": 32} | _long("dynamic", factor=2.0)),
     "llama_yarn": ("Llama", COMMON | _long("yarn", factor=4.0, original_max_position_embeddings=32)),
+    "llama_yarn_told": (
+        "Llama",
+        COMMON
+        | _long(
+            "yarn", factor=4.0, original_max_position_embeddings=16, beta_fast=8.0, beta_slow=2.0, mscale=0.7, mscale_all_dim=0.3, truncate=False
+        ),
+    ),
+    "llama_yarn_factor": ("Llama", COMMON | _long("yarn", factor=4.0, original_max_position_embeddings=32, attention_factor=1.3)),
     "llama_longrope": (
         "Llama",
         COMMON | _long("longrope", short_factor=[1.0, 1.1, 1.2, 1.3], long_factor=[1.0, 2.0, 3.0, 4.0], original_max_position_embeddings=32),

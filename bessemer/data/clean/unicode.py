@@ -73,7 +73,6 @@ def _meant(run: str) -> str | None:
     if raw[0] not in LEADS:
         return None
     try:
-        meant = raw.decode()
+        return raw.decode()
     except UnicodeDecodeError:
         return None
-    return meant if all(c >= "\xa0" for c in meant) else None

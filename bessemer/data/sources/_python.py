@@ -96,8 +96,11 @@ def read_code(file: File) -> str | None:
 def _is_data(raw: bytes) -> bool:
     """Lines too long for a person, or more digits than a program has."""
     lines = raw.split(b"\n")
-    digits = len(raw) - len(raw.translate(None, b"0123456789"))
-    return len(raw) > 120 * len(lines) or max(map(len, lines)) > 2000 or digits > 0.25 * len(raw)
+    return len(raw) > 120 * len(lines) or max(map(len, lines)) > 2000 or _is_digits(raw)
+
+
+def _is_digits(raw: bytes) -> bool:
+    return len(raw) - len(raw.translate(None, b"0123456789")) > 0.25 * len(raw)
 
 
 def docstrings(code: str) -> str:
@@ -130,4 +133,4 @@ def read_prose(file: File) -> str | None:
             text = raw.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError, UnicodeEncodeError):
         return None
-    return text.replace("\r\n", "\n") if len(text) >= 200 and not _is_data(text.encode()) else None
+    return text.replace("\r\n", "\n") if len(text) >= 200 and not _is_digits(raw) else None

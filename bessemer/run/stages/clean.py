@@ -45,15 +45,14 @@ def clean(
     if not units:
         raise DataError("there is no document in it", file=corpus.folder)
     discard_torn(work.out)
-    results = workers.run(
-        ruling.clean_shard,
-        units,
-        engine=engine,
-        processes=processes,
-        ledger=work.out / LEDGER,
-        stamp=corpus.hash,
-        on_done=lambda done, _: work.progress(done, len(units), "shards"),
-    )
+    with workers.Pool(engine, processes) as pool:
+        results = pool.run(
+            ruling.clean_shard,
+            units,
+            ledger=work.out / LEDGER,
+            stamp=corpus.hash,
+            on_done=lambda done, _: work.progress(done, len(units), "shards"),
+        )
     removed = _removed(results)
     told = ", ".join(f"{count} by {rule}: {reason}" for (rule, reason), count in removed.most_common(4))
     work.info.update(assemble(work.out, results, f"no document is left after cleaning ({told})", "loosen or leave out the rules named here"))

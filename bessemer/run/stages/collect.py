@@ -56,15 +56,8 @@ def collect(
         documents += sum(entry[3] for entry in result["tally"] if entry[2] == "documents")
         work.progress(done, len(units), "parts", documents=documents)
 
-    results = workers.run(
-        gather,
-        units,
-        engine=engine,
-        processes=processes,
-        ledger=work.out / LEDGER,
-        stamp=" ".join(stamp(source) for source in sources),
-        on_done=tell,
-    )
+    with workers.Pool(engine, processes) as pool:
+        results = pool.run(gather, units, ledger=work.out / LEDGER, stamp=" ".join(stamp(source) for source in sources), on_done=tell)
     skipped: Counter[str] = Counter()
     where: dict[str, list[str]] = {}
     for result in results:

@@ -51,20 +51,20 @@ def deduplicate(
     shards, place = corpus.shards, work.out / ".keys"
     place.mkdir(exist_ok=True)
     discard_torn(work.out)
-    common: dict[str, Any] = {"engine": engine, "processes": processes}
-    units = [{"shard": str(shard), "place": str(place), "index": i, "methods": methods} for i, shard in enumerate(shards)]
-    if not units:
+    if not shards:
         raise DataError("there is no document in it", file=corpus.folder)
-    total = 2 * len(units)
-    found = workers.run(
-        duplicates.find_keys, units, ledger=place / "units", stamp=corpus.hash, on_done=lambda done, _: work.progress(done, total, "shards"), **common
-    )
-    sources, numbers = _sources(found, place)
-    leader, method = _settle(place, len(units), methods, scope, keep, numbers)
-    lone = leader == numpy.arange(len(leader))
-    masks = _write_masks(place, lone, [entry["documents"] for entry in found])
-    units = [{"shard": str(shard), "folder": str(work.out), "index": i, "mask": mask} for i, (shard, mask) in enumerate(zip(shards, masks, strict=True))]
-    results = workers.run(duplicates.write_kept, units, on_done=lambda done, _: work.progress(len(units) + done, total, "shards"), **common)
+    total = 2 * len(shards)
+    with workers.Pool(engine, processes) as pool:
+        units = [{"shard": str(shard), "place": str(place), "index": i, "methods": methods} for i, shard in enumerate(shards)]
+        found = pool.run(
+            duplicates.find_keys, units, ledger=place / "units", stamp=corpus.hash, on_done=lambda done, _: work.progress(done, total, "shards")
+        )
+        sources, numbers = _sources(found, place)
+        leader, method = _settle(place, len(units), methods, scope, keep, numbers)
+        lone = leader == numpy.arange(len(leader))
+        masks = _write_masks(place, lone, [entry["documents"] for entry in found])
+        units = [{"shard": str(shards[i]), "folder": str(work.out), "index": i, "mask": mask} for i, mask in enumerate(masks)]
+        results = pool.run(duplicates.write_kept, units, on_done=lambda done, _: work.progress(len(units) + done, total, "shards"))
     removed = numpy.flatnonzero(~lone)
     duplicates.write_pairs(work.out / "pairs.parquet", shards, removed, leader[removed], method[removed], [m.name for m in methods])
     work.info.update(assemble(work.out, results, "there is no document in it", "collect something first"))

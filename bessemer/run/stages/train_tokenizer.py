@@ -46,6 +46,8 @@ def train_tokenizer(
     check = list(itertools.islice(sample(corpus, megabytes=min(0.5, most), seed=work.seed + 1), 500))
     backend, notes = train(texts, algorithm=algorithm, vocabulary=vocabulary, split=split, specials=specials, check=check)
     write_tokenizer(work.out, backend, notes)
+    if backend.get_vocab_size() < vocabulary:
+        work.note(f"the text is enough for a vocabulary of {backend.get_vocab_size()} only, where {vocabulary} was asked for")
     work.info |= _figures(Tokenizer.load(work.out), check) | {"seconds": round(time.monotonic() - started, 2)}
     return None  # type: ignore[return-value]  # the runner seals and opens it
 

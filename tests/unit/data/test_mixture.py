@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from bessemer.core.registry import choose, names
 from bessemer.data.mixture import PERIOD, Mixture, quantise
 
-SHARES = st.lists(st.floats(0, 1), min_size=1, max_size=9).filter(lambda each: sum(each) > 1e-3)
+SHARES = st.lists(st.floats(0, 1).map(lambda x: x if x > 1e-12 else 0.0), min_size=1, max_size=9).filter(lambda each: sum(each) > 1e-3)
 
 
 @settings(max_examples=40, deadline=None)

@@ -13,7 +13,37 @@ from bessemer.data.tokens import Tokens
 from bessemer.run.stages.tokenize import tokenize
 from bessemer.run.stages.train_tokenizer import train_tokenizer
 
-WORDS = "the a of in row token store loader packs mixes reads writes über naïve 日本 été 42 7 x_y == ( ) : \n\n \n    ".split(" ")
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "in",
+    "row",
+    "token",
+    "store",
+    "loader",
+    "packs",
+    "mixes",
+    "reads",
+    "writes",
+    "über",
+    "naïve",
+    "日本",
+    "été",
+    "42",
+    "7",
+    "x_y",
+    "==",
+    "(",
+    ")",
+    ":",
+    "\n\n",
+    "\n",
+    "",
+    "",
+    "",
+    "",
+]
 
 
 def texts(count: int, seed: int = 0, longest: int = 60) -> list[str]:

@@ -30,7 +30,9 @@ def sealed(folder: Path, model: Decoder | None = None, **saving: Any) -> Model:
     return Model.open(folder)
 
 
-@pytest.mark.parametrize("options", [{}, {"tied": True}, {"ahead": 1}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "window": 4}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"tied": True}, {"ahead": 1}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "window": 4}], ids=str
+)
 @pytest.mark.parametrize("shard_bytes", [1 << 30, 5000])
 def test_what_is_saved_is_loaded(options, shard_bytes, tmp_path):
     model = Decoder(50, 3, **SMALL, **options)
@@ -184,7 +186,7 @@ def test_no_model_there(what, tmp_path):
         place.write_text("")
     elif what == "empty":
         place.mkdir()
-    with pytest.raises(ArtifactError, match="no such folder|holds no model"):
+    with pytest.raises(ArtifactError, match=r"no such folder|holds no model"):
         bessemer.load(place)
 
 
@@ -214,7 +216,9 @@ def test_an_export_that_fails_leaves_the_earlier_one(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "out"]
 
 
-@pytest.mark.parametrize("options", [{"norm_place": "post"}, {"parallel": True}, {"positions": "none"}, {"qk_norm": "whole"}, {"mlp": "gelu"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"norm_place": "post"}, {"parallel": True}, {"positions": "none"}, {"qk_norm": "whole"}, {"mlp": "gelu"}], ids=str
+)
 def test_a_model_of_no_known_architecture_is_not_exported(options, tmp_path):
     with pytest.raises(ArtifactError, match=f"not qwen3: .*{next(iter(options))} is"):
         hugging_face.write_folder(Decoder(50, 3, **SMALL, **options), tmp_path)
@@ -244,3 +248,28 @@ def test_stages_import_and_export(tmp_path):
         export_stage(out, imported, architecture="lama")
     with pytest.raises(ArtifactError, match=r"no config\.json"):
         import_model(work, path=str(tmp_path))
+
+
+def word_tokenizer(folder: Path, words: int) -> Path:
+    """A tokenizer's files with that many tokens, the last of them the end."""
+    import tokenizers
+
+    known = {f"w{n}": n for n in range(words - 1)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(known, unk_token="w0"))
+    made.add_special_tokens(["<|end|>"])
+    folder.mkdir()
+    made.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
+    model, more = Decoder(50, 3, **SMALL), word_tokenizer(tmp_path / "more", 51)
+    with pytest.raises(ArtifactError, match="has 51 tokens, and the model only 50"):
+        save_model(model, tmp_path / "m", tokenizer=more)
+    with pytest.raises(ArtifactError, match="has 51 tokens, and the model only 50"):
+        hugging_face.write_folder(model, tmp_path / "out", tokenizer=more)
+    hugging_face.write_folder(model, tmp_path / "theirs", tokenizer=word_tokenizer(tmp_path / "right", 50))
+    assert Model.tokenizer(sealed(tmp_path / "kept", model, tokenizer=tmp_path / "right")).vocabulary_size == 50  # type: ignore[union-attr]
+    (tmp_path / "theirs" / "tokenizer.json").write_bytes((more / "tokenizer.json").read_bytes())
+    with pytest.raises(ArtifactError, match="has 51 tokens, and the model only 50"):
+        bessemer.load(tmp_path / "theirs")

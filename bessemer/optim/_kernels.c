@@ -1,4 +1,4 @@
-/* Block-quantised optimizer states: encode and decode, one pass each. The same results, bit by bit, as blocks.py's torch operations.
+/* Block-quantised optimizer states: encode and decode, one pass each. The same results, bit by bit, as _blocks.py's torch operations.
 
    A code stands for table[code] times its block's scale, the largest magnitude in the block. Encoding looks the code up by the
    leading bits of x / scale, which is exact up to one threshold, and then compares with that threshold. */

@@ -7,13 +7,14 @@ with 4-bit States"). Tensors under 4,096 numbers, or not a whole number of block
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bessemer.optim import native
+from bessemer.optim import _native
 
 States = Literal["full", "8bit", "4bit"]
 """How a rule's elementwise state is held: in the parameter's own type, or block-quantised."""
@@ -21,7 +22,7 @@ States = Literal["full", "8bit", "4bit"]
 BLOCK = {8: 256, 4: 128}
 SMALLEST = 4096
 TINY = 1e-12
-CELLS, LOWEST = 3200, 0x33800000  # as in kernels.c
+CELLS, LOWEST = 3200, 0x33800000  # as in _kernels.c
 
 
 class Packed(NamedTuple):
@@ -36,7 +37,7 @@ class Packed(NamedTuple):
         """Fills `out`, flat float32, with the numbers from `start` on; both are whole blocks."""
         codes, scales = self._span(start, out.numel())
         levels = _levels(self.bits, self.signed)
-        library = native.library() if out.is_cpu else None
+        library = _native.library() if out.is_cpu else None
         if library is not None:
             _call(library, f"decode{self.bits}", codes, scales, scales.numel(), BLOCK[self.bits], levels.table, out)
             return out
@@ -48,7 +49,7 @@ class Packed(NamedTuple):
         """Stores flat float32 `values` from `start` on."""
         codes, scales = self._span(start, values.numel())
         levels = _levels(self.bits, self.signed)
-        library = native.library() if values.is_cpu else None
+        library = _native.library() if values.is_cpu else None
         if library is not None:
             _call(library, f"encode{self.bits}", values, scales.numel(), BLOCK[self.bits], codes, scales, levels.candidates, levels.thresholds)
             return
@@ -75,18 +76,15 @@ def stored_bytes(count: int, states: States, width: int) -> int:
     return count * bits // 8 + 4 * (count // BLOCK[bits])
 
 
-def zeros(state: dict[str, Any], key: str, like: Tensor, states: States, signed: bool) -> None:
+def zeros(state: dict[str, Any], key: str, like: Tensor, states: States) -> None:
     """Puts an all-zero state of the shape of `like` into `state`: `key`, or `key.codes` and `key.scales`."""
     if not fits(like.numel(), states):
         state[key] = torch.zeros_like(like, memory_format=torch.preserve_format)
         return
     bits = _bits(states)
     shape = like.shape if bits == 8 else (like.numel() // 2,)
-    packed = Packed(
-        torch.empty(shape, dtype=torch.uint8, device=like.device), torch.empty(like.numel() // BLOCK[bits], device=like.device), bits, signed
-    )
-    packed.encode(torch.zeros(like.numel(), device=like.device))
-    state[f"{key}.codes"], state[f"{key}.scales"] = packed.codes, packed.scales
+    state[f"{key}.codes"] = torch.zeros(shape, dtype=torch.uint8, device=like.device)
+    state[f"{key}.scales"] = torch.zeros(like.numel() // BLOCK[bits], device=like.device)  # a scale of zero: every code means zero
 
 
 def held(state: dict[str, Any], key: str, signed: bool) -> Tensor | Packed:
@@ -110,10 +108,8 @@ class _Levels(NamedTuple):
 @cache
 def _levels(bits: int, signed: bool) -> _Levels:
     """The table of levels, from where on each next level is nearer, and where in the table to look first."""
-    if bits == 4 and not signed:
-        table = torch.linspace(0, 1, 17)[1:]
-    else:
-        table = torch.tensor(dynamic_tree(bits, signed), dtype=torch.float32)
+    even = bits == 4 and not signed
+    table = torch.linspace(0, 1, 17)[1:] if even else torch.tensor(dynamic_tree(bits, signed), dtype=torch.float32)
     low, gap = table[:-1], table[1:] - table[:-1]
     # the smallest float x with x - low >= gap / 2, found among the neighbours of the middle, so that all ways of encoding agree
     near = (low + gap * 0.5).view(torch.int32)[:, None] + torch.arange(-4, 5, dtype=torch.int32)
@@ -131,22 +127,18 @@ def _levels(bits: int, signed: bool) -> _Levels:
 def dynamic_tree(bits: int, signed: bool) -> list[float]:
     """Dynamic tree levels in [-1, 1] or [0, 1], ascending: a few bits name the decade, the rest divide it evenly.
 
-    The decade 10^-k has half as many levels as the one above it; each level is the middle of its share of the decade.
+    Each decade has half as many levels as the one above it, and each level is the middle of its share of the decade.
     """
     decades = bits - 1
     levels = [0.0, 1.0]
-    for place in range(decades if bits == 8 else 3):
-        first = decades - (7 if bits == 8 else 3)
-        count = 2 ** (place + first) * (1 if signed else 2)
-        edges = torch.linspace(0.1, 1, count + 1)
-        middles = (10.0 ** (place - ((decades if bits == 8 else 3) - 1)) * ((edges[:-1] + edges[1:]) / 2)).tolist()
+    for place in range(decades):
+        edges = torch.linspace(0.1, 1, 2**place * (1 if signed else 2) + 1)
+        middles = (10.0 ** (place - decades + 1) * ((edges[:-1] + edges[1:]) / 2)).tolist()
         levels += middles + ([-m for m in middles] if signed else [])
     return sorted(levels)
 
 
-def _call(library: Any, name: str, *arguments: Tensor | int) -> None:
-    """Calls a kernel with tensors as addresses, 64-bit counts first among the numbers."""
-    import ctypes
-
+def _call(library: ctypes.CDLL, name: str, *arguments: Tensor | int) -> None:
+    """Calls a kernel with tensors as addresses; the first number is a count (long), the second a block size (int)."""
     numbers = iter((ctypes.c_long, ctypes.c_int))
     getattr(library, name)(*[ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else next(numbers)(a) for a in arguments])

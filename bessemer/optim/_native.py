@@ -12,7 +12,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCE = Path(__file__).with_name("_kernels.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=off", "-shared", "-fPIC", "-fopenmp")
 # A fused multiply-add would round once where torch rounds twice: contraction stays off. OpenMP is the runtime torch has loaded.
 

@@ -1,0 +1,101 @@
+"""How fast documents are packed and rows become batches.
+
+python benchmarks/loader.py [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from tokenizer import texts
+
+from bessemer.core.artifact import seal
+from bessemer.core.work import Work
+from bessemer.data.corpus import write_corpus
+from bessemer.data.document import Document
+from bessemer.data.loader import Loader
+from bessemer.data.pack.best_fit import best_fit
+from bessemer.data.pack.concat import concat
+from bessemer.data.tokens import Tokens
+from bessemer.run.stages.tokenize import tokenize
+from bessemer.run.stages.train_tokenizer import train_tokenizer
+
+TARGETS = {"loader tokens/s": 5e6, "best_fit documents/s": 5e5}
+
+
+def store(folder: Path, megabytes: float) -> Tokens:
+    from bessemer.data.tokenizer import Tokenizer
+
+    corpus = write_corpus(folder / "corpus", (Document(text, "python", ("code", "prose")[i % 2], str(i)) for i, text in enumerate(texts(megabytes))))
+    for name in ("tokenizer", "tokens"):
+        (folder / name).mkdir()
+    train_tokenizer(Work(folder / "tokenizer"), corpus, megabytes=4.0)
+    tokenize(Work(folder / "tokens"), corpus, Tokenizer.load(folder / "tokenizer"))
+    seal(folder / "tokens", "tokens", recipe={}, parents={}, info={})
+    return Tokens.open(folder / "tokens")
+
+
+def tokens_per_second(loader: Loader, rows: int, seconds: float) -> float:
+    rates, start = [], 0
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        began = time.perf_counter()
+        for _ in range(20):
+            loader.batch(start, rows)
+            start += rows
+        rates.append(20 * rows * loader.length / (time.perf_counter() - began))
+    return statistics.median(rates)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args().quick
+    folder = Path(tempfile.mkdtemp(prefix="bessemer-bench-"))
+    figures: dict[str, float] = {}
+    try:
+        tokens = store(folder, 8 if quick else 48)
+        for name, length, rows in (("tiny, 256 x 16", 256, 16), ("small, 512 x 8", 512, 8), ("2048 x 32", 2048, 32)):
+            for pack in ("best_fit", "concat"):
+                figures[f"{pack}, {name}, tokens/s"] = tokens_per_second(Loader(tokens, length=length, pack=pack), rows, 1.0 if quick else 4.0)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    lengths = np.random.default_rng(0).geometric(1 / 400, 200_000 if quick else 2_000_000)
+    for packing in (best_fit, concat):
+        began = time.perf_counter()
+        rows_made = packing(lengths, 2048)
+        figures[f"{packing.__name__}, documents/s"] = len(lengths) / (time.perf_counter() - began)
+        figures[f"{packing.__name__}, padding"] = rows_made.padding
+    report(figures)
+
+
+def report(figures: dict[str, float]) -> None:
+    for name, figure in figures.items():
+        print(f"  {name:36s} {figure:16,.5g}")
+    holds = min(figure for name, figure in figures.items() if name.endswith("tokens/s")) >= TARGETS["loader tokens/s"]
+    result = {
+        "name": "loader",
+        "figures": {name: float(f"{figure:.5g}") for name, figure in figures.items()},
+        "targets": TARGETS,
+        "holds": bool(holds and figures["best_fit, documents/s"] >= TARGETS["best_fit documents/s"]),
+        "command": "python " + " ".join(sys.argv),
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+    }
+    place = Path(__file__).parent / "results"
+    place.mkdir(exist_ok=True)
+    (place / "loader.json").write_text(json.dumps(result | {"date": time.strftime("%Y-%m-%d")}, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

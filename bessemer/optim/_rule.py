@@ -1,0 +1,216 @@
+"""What the update rules of this room share: members with gradients, state by name, sweeps that stay in cache, matrices in a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from bessemer.core.errors import BessemerError
+from bessemer.optim._blocks import Packed, States, held, stored_bytes, zeros
+
+CHUNK = 1 << 17
+"""Numbers of a tensor updated at a time on a processor: what an update reads and writes of them stays in the second-level cache."""
+
+Group = dict[str, Any]
+
+
+class Rule(torch.optim.Optimizer):
+    """A torch optimizer whose `update(group, members)` is called with the parameters that have a finite gradient.
+
+    A parameter whose gradient is missing or not finite is left alone, and so is its state. `lr` and `weight_decay` are a group's;
+    the other options are the rule's and stay out of checkpoints.
+
+    Attributes:
+        transfer: how the best learning rate moves with width and depth (models/transfer.py).
+        elementwise: whether a parameter's parts may be updated apart, so that a sharded one needs no communication.
+        states: how elementwise state is held.
+    """
+
+    transfer: ClassVar[Literal["adam", "orthogonal"]] = "adam"
+    elementwise: ClassVar[bool] = True
+
+    def __init__(self, params: Any, lr: float, weight_decay: float, states: States = "full") -> None:
+        self.states: States = states
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    def add_param_group(self, param_group: Group) -> None:
+        super().add_param_group(param_group)
+        shards = any(isinstance(p, DTensor) for p in self.param_groups[-1]["params"])
+        if shards and (not self.elementwise or self.states != "full"):
+            raise BessemerError(
+                f"{type(self).__name__} needs whole tensors, and this run shards its parameters",
+                key="optim",
+                mend="use a mesh without data or tensor sharding, or an elementwise optimizer with states = 'full'",
+            )
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update from the gradients that are there."""
+        for group in self.param_groups:
+            members = finite([p for p in group["params"] if p.grad is not None])
+            if members:
+                self.update(group, members)
+
+    def update(self, group: Group, members: list[Tensor]) -> None:
+        """The rule, for members of one group."""
+        raise TypeError(f"{type(self).__name__} has no update")
+
+    def state_bytes(self, shape: Sequence[int], width: int = 4, parts: Sequence[int] = ()) -> int:
+        """Bytes of state a parameter of this shape takes once it has moved; numbers kept in plain Python count nothing.
+
+        Args:
+            width: bytes of one number of the parameter's type.
+            parts: rows of the matrices stacked in it, if several.
+        """
+        raise TypeError(f"{type(self).__name__} documents no state")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, except that state keeps its own types: torch would turn codes into the parameter's type."""
+        super().load_state_dict(state_dict)
+        numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        mine = chain.from_iterable(group["params"] for group in self.param_groups)
+        for number, parameter in zip(numbers, mine, strict=True):
+            for key, value in state_dict["state"].get(number, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[parameter][key] = value.detach().clone().to(parameter.device)
+
+    def counted(self, members: Iterable[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
+        """Counts one more step for each member, and yields them by their count, which missing gradients may set apart."""
+        steps: dict[int, list[Tensor]] = {}
+        for member in members:
+            state = self.state[member]
+            state["step"] = state.get("step", 0) + 1
+            steps.setdefault(state["step"], []).append(member)
+        yield from steps.items()
+
+    def column(self, members: Iterable[Tensor], key: str, signed: bool = True) -> list[Tensor | Packed]:
+        """A state of every member, made of zeros where there is none."""
+        found = []
+        for member in members:
+            state = self.state[member]
+            if key not in state and f"{key}.codes" not in state:
+                zeros(state, key, member.detach(), self.states)
+            found.append(held(state, key, signed))
+        return found
+
+    def column_bytes(self, count: int, width: int) -> int:
+        """Bytes of one such state of `count` numbers."""
+        return stored_bytes(count, self.states, width)
+
+
+def finite(members: list[Tensor]) -> list[Tensor]:
+    """Those whose gradient is finite throughout, judged by its norm: one number a tensor, one wait for all."""
+    if not members:
+        return members
+    norms = torch.stack(torch._foreach_norm(gradients(members)))
+    whole = norms.full_tensor() if isinstance(norms, DTensor) else norms
+    good = whole.isfinite().tolist()
+    return members if all(good) else [p for p, fine in zip(members, good, strict=True) if fine]
+
+
+def gradients(members: Iterable[Tensor]) -> list[Tensor]:
+    """The members' gradients; all members have one."""
+    return [p.grad for p in members]  # type: ignore[misc]
+
+
+def sweep(update: Callable[..., None], *columns: Sequence[Tensor | Packed]) -> None:
+    """Runs an elementwise, in-place `update(list, list, ...)` over matching tensors.
+
+    On an accelerator once over all of them, which fuses across parameters. On a processor over CHUNK numbers at a time, so that an
+    update of many passes reads memory once. Quantised columns are decoded for the update and encoded after it, the others are then
+    taken in float32 too. The first column, the parameters or what stands for them, is written back.
+    """
+    rows = [tuple(local(value) for value in row) for row in zip(*columns, strict=True)]
+    together = [row for row in rows if not (row[0].is_cpu or any(isinstance(v, Packed) for v in row))]  # type: ignore[union-attr]
+    if together:
+        update(*(list(column) for column in zip(*together, strict=True)))
+    for row in rows:
+        if row[0].is_cpu or any(isinstance(v, Packed) for v in row):  # type: ignore[union-attr]
+            _in_chunks(update, row)
+
+
+def _in_chunks(update: Callable[..., None], row: tuple[Tensor | Packed, ...]) -> None:
+    first = row[0]
+    assert isinstance(first, Tensor)
+    packed = any(isinstance(value, Packed) for value in row)
+    if not all(value.is_contiguous() for value in row if isinstance(value, Tensor)):
+        if not packed:
+            update(*([value] for value in row))
+            return
+        row = tuple(value.contiguous() if isinstance(value, Tensor) else value for value in row)
+    count = first.numel()
+    for start in range(0, count, CHUNK):
+        end = min(start + CHUNK, count)
+        pieces = [_piece(value, start, end, packed) for value in row]
+        update(*([piece] for piece in pieces))
+        for value, piece in zip(row, pieces, strict=True):
+            if isinstance(value, Packed):
+                value.encode(piece, start)
+            elif packed and value.dtype != torch.float32:
+                value.view(-1)[start:end].copy_(piece)
+    if row[0] is not first:
+        first.copy_(row[0])  # type: ignore[arg-type]
+
+
+def _piece(value: Tensor | Packed, start: int, end: int, packed: bool) -> Tensor:
+    if isinstance(value, Packed):
+        return value.decode(torch.empty(end - start, device=value.codes.device), start)
+    piece = value.view(-1)[start:end]
+    return piece.float() if packed else piece
+
+
+def local(value: Any) -> Any:
+    """This rank's part of a sharded tensor; anything else as it is."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+class Matrix:
+    """One matrix of a weight: [outputs, inputs], with its gradient and its own corner of the weight's state."""
+
+    def __init__(self, weight: Tensor, gradient: Tensor, state: dict[str, Any], number: int | None) -> None:
+        self.weight, self.gradient, self.state = weight, gradient, state
+        self.suffix = "" if number is None else f".{number}"
+
+    def __contains__(self, key: str) -> bool:
+        return key + self.suffix in self.state
+
+    def __getitem__(self, key: str) -> Any:
+        return self.state[key + self.suffix]
+
+    def get(self, key: str) -> Any:
+        """The state of this name, or None."""
+        return self.state.get(key + self.suffix)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.state[key + self.suffix] = value
+
+    def moment(self, key: str, like: Tensor, states: States, signed: bool = True) -> Tensor | Packed:
+        """A state of the shape of `like`, made of zeros where there is none."""
+        name = key + self.suffix
+        if name not in self.state and f"{name}.codes" not in self.state:
+            zeros(self.state, name, like, states)
+        return held(self.state, name, signed)
+
+
+def matrices(group: Group, members: Iterable[Tensor], state: Any) -> Iterator[tuple[Tensor, list[Matrix]]]:
+    """Each member of two or more dimensions with the matrices in it: its stacked parts, or itself; further dimensions join the inputs."""
+    parts = dict(zip(map(id, group["params"]), group.get("parts") or [()] * len(group["params"]), strict=True))
+    for member in members:
+        if member.ndim < 2:
+            continue
+        rows = list(parts[id(member)]) or [member.shape[0]]
+        weights = member.detach().view(member.shape[0], -1).split(rows)
+        slopes = member.grad.reshape(member.shape[0], -1).split(rows)  # type: ignore[union-attr]
+        numbers = range(len(rows)) if len(rows) > 1 else [None]
+        yield member, [Matrix(w, g, state[member], n) for w, g, n in zip(weights, slopes, numbers, strict=True)]
+
+
+def shapes(shape: Sequence[int], parts: Sequence[int]) -> list[tuple[int, int]]:
+    """The matrices in a weight of this shape."""
+    inputs = int(torch.Size(shape[1:]).numel())
+    return [(rows, inputs) for rows in (parts or [shape[0]])]

@@ -1,0 +1,94 @@
+"""GaLore: Adam on gradients projected to their leading singular vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bessemer.optim._blocks import States
+from bessemer.optim._low_rank import LowRank
+from bessemer.optim._rule import Group, Matrix, matrices
+
+
+class Galore(LowRank):
+    """Adam in the span of the gradient's leading singular vectors, renewed every so often (Zhao et al. 2024).
+
+    Claim: 65.5% less optimizer state at AdamW's perplexity.
+    State of an m x n matrix, m <= n: r (m + 2 n) numbers of the parameter's type.
+
+    Args:
+        rank: of the projection, on the shorter side.
+        refresh: steps between projections.
+        scale: the update's factor.
+        weight_decay: decoupled.
+        states: how the two moments are held.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        lr: float = 1e-2,
+        betas: list[float] = [0.9, 0.999],
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        rank: int = 128,
+        refresh: int = 200,
+        scale: float = 0.25,
+        states: States = "full",
+    ) -> None:
+        self.scale = scale
+        super().__init__(params, lr, weight_decay, betas, eps, rank, refresh, states)
+
+    def update(self, group: Group, members: list[Tensor]) -> None:
+        """Project, Adam, project back; the projection back, weight decay and the addition are one product."""
+        for step, stepping in self.counted(members):
+            self.plain(group, step, [p for p in stepping if p.ndim < 2])
+            for _, found in matrices(group, stepping, self.state):
+                for matrix in found:
+                    if self.projects(*matrix.weight.shape):
+                        self._move(group, step, matrix)
+                    else:
+                        self.plain_matrix(group, step, matrix)
+
+    def _move(self, group: Group, step: int, matrix: Matrix) -> None:
+        low, basis = self.project(matrix, step)
+        first, second = (matrix.moment(key, low, self.states, key == "exp_avg") for key in ("exp_avg", "exp_avg_sq"))
+        update = self.direction(low, first, second)
+        self.back(group, step, matrix, update, basis)
+
+    def project(self, matrix: Matrix, step: int) -> tuple[Tensor, Tensor]:
+        """The gradient at low rank, [m, r] of a tall matrix and [r, n] of a wide one, and the projection, [shorter side, r]."""
+        gradient = matrix.gradient
+        if "projection" not in matrix or (step - 1) % self.refresh == 0:
+            matrix["projection"] = self.stored(leading(gradient, self.rank))
+        basis = matrix["projection"].to(gradient.dtype)
+        tall = gradient.shape[0] >= gradient.shape[1]
+        return (gradient @ basis if tall else basis.mT @ gradient), basis
+
+    def back(self, group: Group, step: int, matrix: Matrix, update: Tensor, basis: Tensor) -> None:
+        """Moves the weight by an update at low rank."""
+        tall = matrix.weight.shape[0] >= matrix.weight.shape[1]
+        left, right = (update, basis.mT) if tall else (basis, update)
+        shrink = 1.0 - group["lr"] * group["weight_decay"]
+        matrix.weight.addmm_(left, right, beta=shrink, alpha=-shrink * self.scale * group["lr"] * self.correction(step))
+
+    def stored(self, basis: Tensor) -> Tensor:
+        """The projection as it is kept."""
+        return basis
+
+    def state_bytes(self, shape: Any, width: int = 4, parts: Any = ()) -> int:
+        """Projection and two moments."""
+        return self.low_rank_bytes(shape, width, parts, held=width)
+
+
+def leading(gradient: Tensor, rank: int) -> Tensor:
+    """Orthonormal [shorter side, rank]: the gradient's leading singular vectors on that side.
+
+    Signs are those of the singular value decomposition, as in the authors' code: the moments outlive a refresh, so they matter.
+    """
+    left, _, right = torch.linalg.svd(gradient.float(), full_matrices=False)
+    basis = right[:rank].mT if gradient.shape[0] >= gradient.shape[1] else left[:, :rank]
+    return basis.to(gradient.dtype).contiguous()

@@ -1,0 +1,46 @@
+"""GaLore with quantised moments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bessemer.optim.galore import Galore
+
+
+class Galore8bit(Galore):
+    """GaLore with its moments in 8 bits, in blocks of 256, and its projections in bfloat16 (Zhao et al. 2024).
+
+    Claim: 82.5% less optimizer state than AdamW's in bfloat16.
+    State of an m x n matrix, m <= n: 2 r m + 2.03125 r n bytes.
+
+    Args:
+        rank: of the projection, on the shorter side.
+        refresh: steps between projections.
+        scale: the update's factor.
+        weight_decay: decoupled.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        lr: float = 1e-2,
+        betas: list[float] = [0.9, 0.999],
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        rank: int = 128,
+        refresh: int = 200,
+        scale: float = 0.25,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, rank=rank, refresh=refresh, scale=scale, states="8bit")
+
+    def stored(self, basis: Tensor) -> Tensor:
+        """In bfloat16."""
+        return basis.bfloat16()
+
+    def state_bytes(self, shape: Any, width: int = 4, parts: Any = ()) -> int:
+        """Projection at two bytes a number, and two quantised moments."""
+        return self.low_rank_bytes(shape, width, parts, held=torch.bfloat16.itemsize)

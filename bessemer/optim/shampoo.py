@@ -1,0 +1,80 @@
+"""Shampoo: gradients between inverse roots of their second-moment matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bessemer.optim._rule import Group, Matrix, Rule, matrices, shapes
+
+
+class Shampoo(Rule):
+    """L^-1/4 G R^-1/4, with L and R the sums of G G^T and G^T G (Gupta et al. 2018).
+
+    Claim: full-matrix AdaGrad's convergence at a matrix's cost.
+    State of an m x n matrix: 2 (m^2 + n^2) numbers of the parameter's type, the sums and their roots; a side longer than `most` keeps only
+    the diagonal, m numbers, and so does a vector. Each matrix stacked in one weight has its own.
+
+    Args:
+        decay: of the sums; 1 never forgets, as published.
+        eps: the sums begin as eps times the identity.
+        every: steps between new roots.
+        most: the longest side with a full matrix.
+        weight_decay: decoupled.
+    """
+
+    transfer = "orthogonal"
+    elementwise = False
+
+    def __init__(
+        self, params: Any, *, lr: float = 0.1, eps: float = 1e-6, weight_decay: float = 0.0, decay: float = 1.0, every: int = 20, most: int = 4096
+    ) -> None:
+        self.eps, self.decay, self.every, self.most = eps, decay, every, most
+        super().__init__(params, lr, weight_decay)
+
+    def update(self, group: Group, members: list[Tensor]) -> None:
+        """Sums, roots when they are due, and the step."""
+        shrink = 1.0 - group["lr"] * group["weight_decay"]
+        for step, stepping in self.counted(members):
+            due = (step - 1) % self.every == 0
+            for member in stepping:
+                if member.ndim < 2:
+                    gradient: Tensor = member.grad  # type: ignore[assignment]
+                    squares = self._sum(self.state[member], "sum", gradient.square())
+                    member.detach().mul_(shrink).addcdiv_(gradient, squares.sqrt(), value=-group["lr"])
+            for _, found in matrices(group, stepping, self.state):
+                for matrix in found:
+                    matrix.weight.mul_(shrink).sub_(self._direction(matrix, due), alpha=group["lr"])
+
+    def _direction(self, matrix: Matrix, due: bool) -> Tensor:
+        update = gradient = matrix.gradient
+        for side, name in enumerate(("left", "right")):
+            slope = gradient if side == 0 else gradient.mT
+            if slope.shape[0] > self.most:
+                root = self._sum(matrix, f"sum.{name}", slope.square().sum(1)) ** -0.25
+                update = update * (root[:, None] if side == 0 else root)
+                continue
+            total = self._sum(matrix, f"sum.{name}", slope @ slope.mT)
+            if due or f"root.{name}" not in matrix:
+                matrix[f"root.{name}"] = inverse_root(total, 4, self.eps)
+            update = matrix[f"root.{name}"] @ update if side == 0 else update @ matrix[f"root.{name}"]
+        return update
+
+    def _sum(self, state: Any, name: str, new: Tensor) -> Tensor:
+        if name not in state:
+            state[name] = self.eps * (torch.eye(len(new)).to(new) if new.ndim == 2 and name != "sum" else torch.ones_like(new))
+        return state[name].mul_(self.decay).add_(new, alpha=1.0 if self.decay == 1.0 else 1.0 - self.decay)
+
+    def state_bytes(self, shape: Any, width: int = 4, parts: Any = ()) -> int:
+        """Sums and roots."""
+        if len(shape) < 2:
+            return torch.Size(shape).numel() * width
+        return width * sum(2 * side * side if side <= self.most else side for matrix in shapes(shape, parts) for side in matrix)
+
+
+def inverse_root(matrix: Tensor, power: int, least: float) -> Tensor:
+    """matrix^(-1 / power) of a symmetric positive matrix by its eigenvalues in float64, none taken below `least`."""
+    values, vectors = torch.linalg.eigh(matrix.double())
+    return ((vectors * values.clamp(min=least) ** (-1.0 / power)) @ vectors.mT).to(matrix.dtype)

@@ -1,0 +1,140 @@
+"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from bessemer.optim._rule import Group, Matrix, Rule, gradients, matrices, shapes, sweep
+
+
+class Soap(Rule):
+    """Adam in a slowly turning eigenbasis of the gradient's second-moment matrices (Vyas et al. 2024).
+
+    Claim: 40% fewer steps than AdamW, 35% less time.
+    State of an m x n matrix: 2 m n numbers of the parameter's type and 2 k^2 for each preconditioned side k; vectors have AdamW's two.
+    The momentum is kept in the basis and turned with it, which saves two products a step and is the same up to rounding. The first
+    gradient only makes the basis. Each matrix stacked in one weight has its own.
+
+    Args:
+        betas: of the momentum and of squares in the basis.
+        turning: decay of the second-moment matrices.
+        every: steps between turns of the basis, each one step of orthogonal iteration.
+        sides: precondition both sides of a matrix, as published, or only the shorter (the paper's one-sided form; of a square both).
+        most: sides longer than this keep their own basis (vocabularies).
+        weight_decay: decoupled, after the update.
+    """
+
+    elementwise = False
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        lr: float = 3e-3,
+        betas: list[float] = [0.95, 0.95],
+        turning: float = 0.95,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        every: int = 10,
+        sides: Literal["shorter", "both"] = "shorter",
+        most: int = 4096,
+    ) -> None:
+        self.betas, self.turning, self.eps, self.every, self.sides, self.most = betas, turning, eps, every, sides, most
+        super().__init__(params, lr, weight_decay)
+
+    def update(self, group: Group, members: list[Tensor]) -> None:
+        """The first gradient makes the basis; each later one moves in the basis the ones before it made."""
+        for count, stepping in self.counted(members):
+            step = count - 1
+            size = group["lr"] * math.sqrt(1.0 - self.betas[1] ** step) / (1.0 - self.betas[0] ** step) if step else 0.0
+            shrink = 1.0 - group["lr"] * group["weight_decay"]
+            vectors = [p for p in stepping if p.ndim < 2]
+            columns = self.column(vectors, "exp_avg"), self.column(vectors, "exp_avg_sq", signed=False)
+            if step:
+
+                def move(p: list[Tensor], g: list[Tensor], m: list[Tensor], v: list[Tensor], size: float = size, shrink: float = shrink) -> None:
+                    torch._foreach_add_(p, self._adam(g, m, v), alpha=-size)
+                    torch._foreach_mul_(p, shrink)
+
+                sweep(move, vectors, gradients(vectors), *columns)
+            for _, found in matrices(group, stepping, self.state):
+                for matrix in found:
+                    if step:
+                        self._move(matrix, size, shrink)
+                    self._learn(matrix, turn=step > 0 and step % self.every == 0)
+
+    def preconditioned(self, rows: int, columns: int) -> list[bool]:
+        """Which sides of a matrix are."""
+        return [side <= self.most and (self.sides == "both" or side <= other) for side, other in ((rows, columns), (columns, rows))]
+
+    def _adam(self, g: list[Tensor], m: list[Tensor], v: list[Tensor]) -> list[Tensor]:
+        """The moments take the gradients in; m / (sqrt(v) + eps)."""
+        torch._foreach_lerp_(m, g, 1.0 - self.betas[0])
+        torch._foreach_mul_(v, self.betas[1])
+        torch._foreach_addcmul_(v, g, g, value=1.0 - self.betas[1])
+        root = torch._foreach_sqrt(v)
+        torch._foreach_add_(root, self.eps)
+        return list(torch._foreach_div(m, root))
+
+    def _move(self, matrix: Matrix, size: float, shrink: float) -> None:
+        left, right = (matrix.get(key) for key in ("basis.left", "basis.right"))
+        turned = matrix.gradient.contiguous()
+        turned = turned if left is None else left.mT @ turned
+        turned = turned if right is None else turned @ right
+
+        def direct(out: list[Tensor], g: list[Tensor], m: list[Tensor], v: list[Tensor]) -> None:
+            torch._foreach_copy_(out, self._adam(g, m, v))
+
+        update = torch.empty_like(turned)
+        sweep(direct, [update], [turned], [matrix["exp_avg"]], [matrix["exp_avg_sq"]])
+        if left is not None and right is not None:
+            update = left @ update
+        if right is not None:
+            matrix.weight.addmm_(update, right.mT, beta=shrink, alpha=-size * shrink)
+        elif left is not None:
+            matrix.weight.addmm_(left, update, beta=shrink, alpha=-size * shrink)
+        else:
+            matrix.weight.add_(update, alpha=-size).mul_(shrink)
+
+    def _learn(self, matrix: Matrix, turn: bool) -> None:
+        """The gradient enters the second-moment matrices, and now and then the basis follows them, the moments with it."""
+        gradient = matrix.gradient
+        if "exp_avg" not in matrix:
+            matrix["exp_avg"], matrix["exp_avg_sq"] = torch.zeros_like(matrix.weight), torch.zeros_like(matrix.weight)
+        for side, (name, wanted) in enumerate(zip(("left", "right"), self.preconditioned(*gradient.shape), strict=True)):
+            if not wanted:
+                continue
+            if f"second.{name}" not in matrix:
+                length = gradient.shape[side]
+                matrix[f"second.{name}"] = gradient.new_zeros(length, length)
+            second = matrix[f"second.{name}"]
+            slope = gradient if side == 0 else gradient.mT
+            second.addmm_(slope, slope.mT, beta=self.turning, alpha=1.0 - self.turning)
+            if f"basis.{name}" not in matrix:
+                matrix[f"basis.{name}"] = torch.linalg.eigh(second.float())[1].flip(1).to(gradient.dtype).contiguous()
+            elif turn:
+                self._turn(matrix, name, side, second)
+
+    def _turn(self, matrix: Matrix, name: str, side: int, second: Tensor) -> None:
+        """One step of orthogonal iteration on the second-moment matrix, sorted by what each direction holds of it."""
+        basis = matrix[f"basis.{name}"]
+        product = second @ basis
+        order = (basis * product).sum(0).argsort(descending=True)
+        new = torch.linalg.qr(product.index_select(1, order).float())[0].to(basis.dtype)
+        carry = new.mT @ basis
+        momentum = matrix["exp_avg"]
+        momentum.copy_(carry @ momentum if side == 0 else momentum @ carry.mT)
+        matrix["exp_avg_sq"].copy_(matrix["exp_avg_sq"].index_select(side, order))
+        basis.copy_(new)
+
+    def state_bytes(self, shape: Any, width: int = 4, parts: Any = ()) -> int:
+        """Two moments, and a matrix and its basis for each preconditioned side."""
+        total = 2 * torch.Size(shape).numel()
+        if len(shape) > 1:
+            for matrix in shapes(shape, parts):
+                total += sum(2 * side * side for side, wanted in zip(matrix, self.preconditioned(*matrix), strict=True) if wanted)
+        return total * width
