@@ -10,12 +10,9 @@ it, so it also counts what the background work takes from training; `behind` is 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -26,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from results import finish
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from bessemer.train.checkpoint import Checkpointer
@@ -171,18 +169,7 @@ def main() -> None:
     for name, row in figures["ways"].items():
         print(f"{name:26}" + "".join(f"{row[key]:9.3f}" for key in ("blocked", "worst", "call", "lost", "behind", "first")))
     print(f"verify {figures['verify']:.2f} s, load {figures['load']:.2f} s; torch load (nothing verified) {figures['torch load']:.2f} s")
-    result = {
-        "name": "checkpoint",
-        "figures": figures,
-        "targets": {"blocked": TARGET},
-        "holds": figures["ways"]["ours"]["blocked"] <= TARGET,
-        "command": " ".join(["python", *sys.argv]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}",
-    }
-    if not chosen.quick:
-        (Path(__file__).parent / "results").mkdir(exist_ok=True)
-        (Path(__file__).parent / "results" / "checkpoint.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    finish("checkpoint", figures, {"blocked": TARGET}, figures["ways"]["ours"]["blocked"] <= TARGET, chosen.quick)
 
 
 if __name__ == "__main__":

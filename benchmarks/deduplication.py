@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import shutil
 import statistics
@@ -26,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import pyarrow
 import pyarrow.parquet
 from peers import peer_python
+from results import finish
 
 from bessemer.core.work import Work
 from bessemer.data.corpus import Corpus, write_corpus
@@ -155,19 +155,9 @@ def main() -> None:
         print(f"{name:12}{figures['documents_per_second'][name]:10.0f}" + "".join(f"{row['recall'][str(r)]:8.3f}" for r in RATES) + f"{row['precision']:11.3f}")
     speed = figures["documents_per_second"]["ours"]
     noise = 0.02  # of recall averaged over about a thousand planted copies
-    result = {
-        "name": "deduplication",
-        "figures": figures,
-        "targets": {"documents_per_second": 20 * MEASURED, "ratio": 20, "recall_below_datatrove": noise},
-        "holds": speed >= 20 * MEASURED and figures["ratio"] >= 20 and figures["ours"]["all"] >= figures["datatrove"]["all"] - noise,
-        "command": " ".join(["python", *sys.argv]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}",
-    }
-    if not chosen.quick:
-        results = Path(__file__).parent / "results"
-        results.mkdir(exist_ok=True)
-        (results / "deduplication.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    holds = speed >= 20 * MEASURED and figures["ratio"] >= 20 and figures["ours"]["all"] >= figures["datatrove"]["all"] - noise
+    targets = {"documents_per_second": 20 * MEASURED, "ratio": 20, "recall_below_datatrove": noise}
+    finish("deduplication", figures, targets, holds, chosen.quick)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,7 @@ medians of new tokens a second, prompt included. Greedy texts are compared token
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,9 +18,9 @@ from typing import Any
 
 import tokenizers
 import torch
+from results import finish
 from transformers import AutoModelForCausalLM
 
-from bessemer.core import files
 from bessemer.core.artifact import seal
 from bessemer.data.byte_level import characters
 from bessemer.data.tokenizer import Tokenizer, write_tokenizer
@@ -106,17 +102,7 @@ def main() -> None:
         print(f"{name:<16}{row['ours']:>10.0f}{row['transformers']:>14.0f}{row['ratio']:>8.2f}  {row['greedy_equal']}")
     single = [row["ours"] for name, row in figures.items() if name.startswith("1 x")]
     fast = min(single) >= TARGETS["single_tokens_per_second"] and min(row["ratio"] for row in figures.values()) >= TARGETS["against_transformers"]
-    result = {
-        "name": "generation",
-        "figures": figures,
-        "targets": TARGETS,
-        "holds": fast and all(row["greedy_equal"] for row in figures.values()),
-        "command": " ".join(["python", *sys.argv]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}",
-    }
-    if not chosen.quick:
-        files.write_json(Path(__file__).parent / "results" / "generation.json", result)
-    print(json.dumps(result))
+    finish("generation", figures, TARGETS, fast and all(row["greedy_equal"] for row in figures.values()), chosen.quick)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,14 @@ python benchmarks/loader.py [--quick]
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from results import finish
 from tokenizer import texts
 
 from bessemer.core.artifact import seal
@@ -76,25 +73,15 @@ def main() -> None:
         rows_made = packing(lengths, 2048)
         figures[f"{packing.__name__}, documents/s"] = len(lengths) / (time.perf_counter() - began)
         figures[f"{packing.__name__}, padding"] = rows_made.padding
-    report(figures)
+    report(figures, quick)
 
 
-def report(figures: dict[str, float]) -> None:
+def report(figures: dict[str, float], quick: bool) -> None:
     for name, figure in figures.items():
         print(f"  {name:36s} {figure:16,.5g}")
-    holds = min(figure for name, figure in figures.items() if name.endswith("tokens/s")) >= TARGETS["loader tokens/s"]
-    result = {
-        "name": "loader",
-        "figures": {name: float(f"{figure:.5g}") for name, figure in figures.items()},
-        "targets": TARGETS,
-        "holds": bool(holds and figures["best_fit, documents/s"] >= TARGETS["best_fit documents/s"]),
-        "command": "python " + " ".join(sys.argv),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-    }
-    place = Path(__file__).parent / "results"
-    place.mkdir(exist_ok=True)
-    (place / "loader.json").write_text(json.dumps(result | {"date": time.strftime("%Y-%m-%d")}, indent=1) + "\n")
-    print(json.dumps(result))
+    fed = min(figure for name, figure in figures.items() if name.endswith("tokens/s"))
+    holds = fed >= TARGETS["loader tokens/s"] and figures["best_fit, documents/s"] >= TARGETS["best_fit documents/s"]
+    finish("loader", {name: float(f"{figure:.5g}") for name, figure in figures.items()}, TARGETS, holds, quick)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,8 @@ def theirs(build: Callable[[Params], Any]) -> Callable[[int], Any]:
 
 def package(name: str) -> Any:
     """A peer, imported here; those that want bitsandbytes for variants not measured get a stand-in."""
+    import pytorch_optimizer  # noqa: F401  # looks for bitsandbytes itself, so it comes before the stand-in
+
     for stub in ("bitsandbytes", "bitsandbytes.optim", "bitsandbytes.optim.optimizer", "bitsandbytes.functional"):
         module: Any = types.ModuleType(stub)
         module.Optimizer2State, module.functional, module.__path__ = torch.optim.Optimizer, None, []
@@ -105,6 +107,8 @@ ROWS: dict[str, Row] = {
     "apollo_mini": (ours("apollo_mini", **FAR), theirs(apollo(1, 128.0, "tensor")), 8, 0.5),
     "adamw8bit": (ours("adamw8bit"), theirs(torchao), 8, 0.2),
     "soap": (ours("soap", every=10**6), theirs(lambda p: package("pytorch_optimizer").SOAP(p, lr=1e-3, precondition_frequency=10**6)), 1, 0.1),
+    "soap bfloat16": (ours("soap", every=10**6, products="bfloat16"), None, 8, None),
+    "galore bfloat16": (ours("galore", **FAR, products="bfloat16"), None, 8, None),
     "lion": (ours("lion"), theirs(lambda p: package("lion_pytorch").Lion(p, lr=1e-4)), 8, None),
     "schedule_free_adamw": (ours("schedule_free_adamw"), theirs(schedule_free), 8, None),
     "fira": (ours("fira", **FAR), None, 8, None),
@@ -131,6 +135,7 @@ def measure(row: Row, rounds: int) -> dict[str, float]:
         for name, (optimizer, factor) in runs.items():
             times[name].append(once(optimizer) * factor)
     found |= {f"{name}_ms": statistics.median(values) for name, values in times.items()}
+    found |= {f"{name}_best_ms": min(values) for name, values in times.items()}
     optimizer = runs["ours"][0]
     held = sum(v.numel() * v.element_size() for s in optimizer.state.values() for k, v in s.items() if isinstance(v, torch.Tensor) and k != "step")
     count = sum(p.numel() for g in optimizer.param_groups for p in g["params"])
@@ -155,7 +160,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", default="")
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
     asked = parser.parse_args()
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
     names = asked.only.split(",") if asked.only else [n for n in ROWS if not (asked.quick and n in ("soap", "adamw8bit"))]
     figures, targets, holds = {}, {}, {}
     print(f"{'':22}{'ours ms':>9}{'peer ms':>9}{'ratio':>7}{'target':>8}{'first':>9}{'peer 1st':>10}{'B/param':>9}{'saved':>7}")

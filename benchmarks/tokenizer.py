@@ -6,9 +6,7 @@ python benchmarks/tokenizer.py [--quick]
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import statistics
 import sys
@@ -18,6 +16,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from results import finish
 
 from bessemer.core.artifact import seal
 from bessemer.core.work import Work
@@ -108,27 +108,17 @@ def main() -> None:
         figures |= {name: size / statistics.median(each) for name, each in times.items()}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    report(figures, size)
+    report(figures, size, quick)
 
 
-def report(figures: dict[str, float], size: float) -> None:
+def report(figures: dict[str, float], size: float, quick: bool) -> None:
     print(f"{size:.1f} MB of Python, vocabulary 8192, load {os.getloadavg()[0]:.1f}")
     for name, figure in figures.items():
         print(f"  {name:36s} {figure:8.1f} MB/s")
     best = max(figures["ours, two threads"], figures["ours, whole stage, two processes"])
     ratio = figures["ours, one thread"] / figures["tiktoken, one thread"]
-    result = {
-        "name": "tokenizer",
-        "figures": {name: round(figure, 2) for name, figure in figures.items()} | {"times tiktoken, one thread": round(ratio, 2)},
-        "targets": {"encoding MB/s on two cores": TARGET},
-        "holds": best >= TARGET,
-        "command": "python " + " ".join(sys.argv),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-    }
-    place = Path(__file__).parent / "results"
-    place.mkdir(exist_ok=True)
-    (place / "tokenizer.json").write_text(json.dumps(result | {"date": time.strftime("%Y-%m-%d")}, indent=1) + "\n")
-    print(json.dumps(result))
+    told = {name: round(figure, 2) for name, figure in figures.items()} | {"times tiktoken, one thread": round(ratio, 2)}
+    finish("tokenizer", told, {"encoding MB/s on two cores": TARGET}, best >= TARGET, quick)
 
 
 if __name__ == "__main__":

@@ -131,17 +131,20 @@ def _generate(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int
     parser.add_argument("model", help="a run's or a model's folder, ours or Hugging Face's")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="may be given again; otherwise stdin, if it is piped")
     parser.add_argument("--number", type=int, default=1, help="texts for each prompt")
+    parser.add_argument("--tokenizer", metavar="FOLDER", help="its tokenizer's, where there is none beside the model")
     for name, kind, default in SAMPLING:
         parser.add_argument(f"--{name}", type=kind, default=default)
+    parser.add_argument("--trim", action="store_true", help="drop the beginning of a prompt that is too long for the model's context")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends a text; may be given again")
     args = parser.read(argv)
-    from bessemer.run import models, writing
+    from bessemer.run import writing
+    from bessemer.serve.open import open_model
 
     if args.number < 1:
         raise BessemerError(f"{args.number} texts can't be written", key="--number", mend="give 1 or more")
     given = args.prompt or ([sys.stdin.read()] if not sys.stdin.isatty() else [""])
-    model, tokenizer = models.open_with_tokenizer(args.model)
-    options = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name, *_ in SAMPLING} | {"stop": args.stop}
+    model, tokenizer = open_model(args.model, args.tokenizer)
+    options = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name, *_ in SAMPLING} | {"stop": args.stop, "trim": args.trim}
     written = writing.write(model, tokenizer, [prompt for prompt in given for _ in range(args.number)], options, live=not (args.json or args.quiet or args.out))
     _save(args.out, written)
     if args.json:
@@ -157,6 +160,7 @@ def _evaluate(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int
     parser.add_argument("--data", metavar="FOLDER", help="tokens with held-out documents; those of the model's run if not given")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.read(argv)
+    from bessemer.models.package import locate
     from bessemer.run import models, observe
 
     chosen = models.tasks(args.tasks)
@@ -164,7 +168,7 @@ def _evaluate(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int
     watch.begin("evaluate")
     try:
         figures = models.evaluate(
-            models.place_of(args.model), chosen, Path(args.data) if args.data else None, args.seed,
+            locate(args.model), chosen, Path(args.data) if args.data else None, args.seed,
             lambda done, total, unit: watch.progress("evaluate", done, total, unit, {}),
         )  # fmt: skip
     finally:
@@ -182,11 +186,10 @@ def _export(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
     parser.add_argument("--architecture", help="llama, qwen3, ...; by default the one whose shape the model has")
     args = parser.read(argv)
     from bessemer.models import hugging_face
-    from bessemer.models.package import Model
+    from bessemer.models.package import Model, locate
     from bessemer.models.weights import as_dtype
-    from bessemer.run import models
 
-    place = models.place_of(args.model)
+    place = locate(args.model)
     out = Path(args.out) if args.out else place.with_name(place.name + "-export")
     found = hugging_face.export(Model.open(place), out, dtype=as_dtype(args.dtype), architecture=args.architecture)
     _say(args, found | {"folder": str(out)}, f"{found['architecture']} in {out}; AutoModelForCausalLM.from_pretrained({str(out)!r}) loads it")

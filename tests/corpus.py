@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-
 from bessemer.core import rng
 from bessemer.data.corpus import write_corpus
 from bessemer.data.document import Document

@@ -70,6 +70,16 @@ class Artifact:
         return cls(folder, manifest)
 
 
+def newest(folder: Path, kind: str) -> Path | None:
+    """The artifact of a kind that was made last in a run's folder; None if there is none. Hidden folders are unfinished stages."""
+    found = []
+    for path in folder.glob(f"*/{MANIFEST}"):
+        content = None if path.parent.name.startswith(".") else files.read_json(path)
+        if isinstance(content, dict) and content.get("kind") == kind:
+            found.append((str(content.get("made_at", "")), path.stat().st_mtime_ns, path.parent))
+    return max(found)[2] if found else None
+
+
 def seal(
     folder: Path,
     kind: str,

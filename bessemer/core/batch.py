@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+import bessemer.core.device  # noqa: F401 - every model imports this file, and it must set up the machine before the first product
+
 
 @dataclass
 class Batch:

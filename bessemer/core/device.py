@@ -7,10 +7,19 @@ import re
 import shutil
 import statistics
 import time
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 from pathlib import Path
+from typing import Any
 
 import torch
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
 
 
 def avoid_broken_tiles() -> bool:
@@ -22,10 +31,7 @@ def avoid_broken_tiles() -> bool:
     """
     if "ONEDNN_MAX_CPU_ISA" in os.environ:
         return False
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
+    text = _cpuinfo()
     level = re.search(r"^cpuid level\s*:\s*(\d+)", text, re.MULTILINE)
     if " amx_tile" not in text or level is None or int(level[1]) >= 0x1D:
         return False
@@ -53,16 +59,47 @@ def is_accelerator() -> bool:
 
 @cache
 def compute_dtype() -> torch.dtype:
-    """bfloat16 where the device multiplies it faster than float32, else float32."""
+    """bfloat16 where the device multiplies it faster than float32, else float32.
+
+    Among processors those are the ones with usable tiles (AMX), and AMD's with AVX512-BF16. On Intel's that instruction alone
+    runs at half the rate of float32's (measured: 148 against 280 GFLOP/s on an Emerald Rapids without tiles).
+    """
     if is_accelerator():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else torch.float32
+    tiles = torch.cpu._is_amx_tile_supported() and not TILES_AVOIDED and "ONEDNN_MAX_CPU_ISA" not in os.environ
+    pairs = "AuthenticAMD" in _cpuinfo() and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if tiles or pairs else torch.float32
 
 
 @cache
 def can_compile() -> bool:
     """Whether torch.compile has what it needs here: on a processor, a C++ compiler."""
     return is_accelerator() or any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "g++"))
+
+
+def slow_flash_backward(query: torch.Tensor) -> bool:
+    """Whether torch's flash attention is slow backward for a tensor like this: on processors in bfloat16 (benchmarks/attention.py)."""
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16
+
+
+_FUSING = False
+
+
+def fuse(wanted: bool) -> None:
+    """Lets functions marked `fused` be compiled from now on, or not."""
+    global _FUSING
+    _FUSING = wanted
+
+
+def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a small function that gains from being compiled into one kernel; it runs as written until `fuse(True)`."""
+    kernel = torch.compile(function, dynamic=False)
+
+    @wraps(function)
+    def call(*given: Any) -> Any:
+        return kernel(*given) if _FUSING else function(*given)
+
+    return call
 
 
 def synchronise() -> None:

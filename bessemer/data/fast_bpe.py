@@ -16,7 +16,8 @@ GPT2_SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 _LOOKAHEAD, _NEWLINES = r"|\s+(?!\S)|\s+", r"|\s*[\r\n]+"
 _CUT, _STOP = b"\x01", b"\x02"
 """Bytes put between pieces and after texts before tiktoken sees them; texts that hold them go without the cuts."""
-_WIDE_SPACE = re.compile("[\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
+_WIDE_SPACE = re.compile("[\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000](?:(?=\\s)|(?<=\\s.))", re.DOTALL)
+"""White space of several bytes beside other white space: such runs are not marked."""
 _AT_ONCE = 1 << 20
 """Bytes of text given to tiktoken in one call."""
 
@@ -37,10 +38,10 @@ class FastBPE:
 
         self.marks = pattern.endswith(_LOOKAHEAD)
         breaks = "\r\n" if _NEWLINES in pattern else ""
-        self._space = np.isin(np.arange(256), [ord(c) for c in "\t\n\v\f\r " if c not in breaks])
-        self._word = ~np.isin(np.arange(256), [ord(c) for c in "\t\n\v\f\r \x02"])
+        spaces = "\t\n\v\f\r "
+        self._classes = bytes((chr(i) in spaces and chr(i) not in breaks) + 2 * (chr(i) not in spaces + _STOP.decode()) for i in range(256))
         specials = {_CUT.decode(): len(ranks), _STOP.decode(): len(ranks) + 1}
-        self._ids = np.concatenate([ids, [-1, -2]]).astype(np.int64)
+        self._ids = np.concatenate([ids, [-1, -2]]).astype(np.int32)
         self._whole = tiktoken.Encoding("whole", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         cut_pattern = pattern[: -len(_LOOKAHEAD)] + r"|\s+" if self.marks else pattern
         self._joined = tiktoken.Encoding("joined", pat_str=cut_pattern, mergeable_ranks=ranks, special_tokens=specials)
@@ -80,30 +81,30 @@ class FastBPE:
             ValueError: its regular expression engine ran out of stack.
         """
         parts = [self._encode(chunk) for chunk in _chunks(texts)]
-        ids = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+        ids = np.concatenate([np.zeros(0, dtype=np.int32), *parts], dtype=np.int64)
         stops = np.flatnonzero(ids == -2)
         ids[stops] = end
         return ids, np.diff(stops, prepend=-1)
 
     def _encode(self, texts: Sequence[bytes]) -> Array:
-        """Ids with -2 after each text."""
+        """Ids with -2 after each text, int32."""
         joined = _STOP.join([*texts, b""])
-        text = joined.decode()
-        if _CUT in joined or joined.count(_STOP) != len(texts) or (self.marks and not text.isascii() and _WIDE_SPACE.search(text)):
-            if len(texts) > 1:
-                return np.concatenate([self._encode([each]) for each in texts])
+        odd_space = self.marks and any(not text.isascii() and _WIDE_SPACE.search(text.decode()) for text in texts)
+        if odd_space or _CUT in joined or joined.count(_STOP) != len(texts):
+            if len(texts) > 1:  # find the ones it is about
+                half = len(texts) // 2
+                return np.concatenate([self._encode(texts[:half]), self._encode(texts[half:])])
             buffer = self._whole._core_bpe.encode_to_tiktoken_buffer(texts[0].decode(), set())
-            return np.append(self._ids[np.frombuffer(buffer, dtype=np.uint32)], -2)
-        if self.marks:
-            text = self._marked(joined)
-        ids = self._ids[np.frombuffer(self._joined._core_bpe.encode_to_tiktoken_buffer(text, self._specials), dtype=np.uint32)]
-        return ids[ids != -1] if self.marks else ids
+            return np.append(self._ids.take(np.frombuffer(buffer, dtype=np.uint32)), self._ids[-1:])
+        text = self._marked(joined) if self.marks else joined.decode()
+        ranks = np.frombuffer(self._joined._core_bpe.encode_to_tiktoken_buffer(text, self._specials), dtype=np.uint32)
+        return self._ids.take(ranks[ranks != len(self._ids) - 2] if self.marks else ranks)
 
     def _marked(self, joined: bytes) -> str:
         """The text with a mark before the last character of each run of white space that a word follows."""
         codes = np.frombuffer(joined, dtype=np.uint8)
-        space = self._space[codes]
-        at = np.flatnonzero(space[:-2] & space[1:-1] & self._word[codes[2:]]) + 1
+        found = np.frombuffer(joined.translate(self._classes), dtype=np.uint8)
+        at = np.flatnonzero((found[:-2] & found[1:-1] & (found[2:] >> 1)).view(np.bool_)) + 1
         return np.insert(codes, at, _CUT[0]).tobytes().decode()
 
     def agrees(self, reference: Any, texts: Sequence[str]) -> bool:

@@ -57,11 +57,10 @@ def gather(tokens: Tokens, rows: Rows, chosen: Array) -> Batch:
     layout = Layout(rows, chosen)
     piece, size = layout.piece, layout.size
     start = rows.start[piece]
-    begin = tokens.starts[rows.document[piece]] + start
-    targets = tokens.take(begin, size)
+    targets, heads = _read(tokens, tokens.starts[rows.document[piece]] + start, size, start > 0)
     read = np.empty_like(targets)
     read[1:] = targets[:-1]
-    read[layout.before] = _heads(tokens, begin, start)
+    read[layout.before] = heads
     alone = not rows.masked or (layout.full and len(piece) == len(chosen))
     positions = spread(np.zeros_like(size) if rows.masked else layout.column, size)
     return Batch(
@@ -73,10 +72,12 @@ def gather(tokens: Tokens, rows: Rows, chosen: Array) -> Batch:
     )
 
 
-def _heads(tokens: Tokens, begin: Array, start: Array) -> Array:
-    """What is read before each piece's first token: `begin` where a document starts, else the token before."""
+def _read(tokens: Tokens, begin: Array, size: Array, inner: Array) -> tuple[Array, Array]:
+    """The pieces' tokens, and what is read before the first of each: `begin` where a document starts, else the token before."""
+    found = tokens.take(begin - inner, size + inner)  # one more token for those that start inside a document
     heads = np.full(len(begin), tokens.begin, dtype=np.int64)
-    inner = np.flatnonzero(start)
-    if len(inner):
-        heads[inner] = tokens.take(begin[inner] - 1, np.ones(len(inner), dtype=np.int64))
-    return heads
+    if inner.any():
+        before = (np.cumsum(size + inner) - size - inner)[inner]
+        heads[inner] = found[before]
+        found = np.delete(found, before)
+    return found, heads

@@ -18,7 +18,7 @@ from bessemer.data.mixture import Mixture
 from bessemer.data.rows import Array, Rows
 from bessemer.data.tokens import By, Split, Tokens
 
-_BLOCK = 1024
+_BLOCK = 4096
 """Samples looked up at once."""
 
 

@@ -1,4 +1,4 @@
-"""SentencePiece models (Kudo and Richardson 2018), read without its library and made into a `tokenizers` tokenizer."""
+"""SentencePiece models (Kudo and Richardson 2018) made into `tokenizers` tokenizers."""
 
 from __future__ import annotations
 
@@ -12,28 +12,26 @@ from bessemer.core.errors import DataError
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)
 _UNIGRAM, _BPE = 1, 2
-_SPACE = "\u2581"
+SPACE = "\u2581"
 
 
 @dataclass
 class Model:
-    """What a `.model` file says, as far as encoding goes. Pieces are (text, score, kind)."""
+    """What a `.model` file says, as far as `tokenizers` can follow it. Pieces are (text, score, kind)."""
 
     pieces: list[tuple[str, float, int]] = field(default_factory=list)
     kind: int = _UNIGRAM
     byte_fallback: bool = False
-    suffix_spaces: bool = False
     characters: bytes = b""
     dummy_prefix: bool = True
     squeeze_spaces: bool = True
-    escape_spaces: bool = True
 
 
-def read(file: Path) -> Any:
-    """The `tokenizers` tokenizer that encodes as SentencePiece does with this model.
+def read(file: Path) -> tuple[Any, Model]:
+    """The `tokenizers` tokenizer that encodes as SentencePiece does with this model, as far as it can, and the model.
 
     Raises:
-        DataError: the file is no SentencePiece model, is truncated, or does what `tokenizers` can't.
+        DataError: the file is no SentencePiece model, or is truncated.
     """
     try:
         model = parse(file.read_bytes())
@@ -41,9 +39,7 @@ def read(file: Path) -> Any:
         raise DataError(f"is no SentencePiece model, or was truncated ({error})", file=file) from None
     if not model.pieces:
         raise DataError("holds no pieces, so it is no SentencePiece model", file=file)
-    if model.kind not in (_UNIGRAM, _BPE) or model.suffix_spaces or not model.escape_spaces:
-        raise DataError("is a word or character model, or marks spaces otherwise than before words, which is not read", file=file)
-    return convert(model, file)
+    return convert(model, file), model
 
 
 def parse(data: bytes) -> Model:
@@ -56,11 +52,11 @@ def parse(data: bytes) -> Model:
             model.pieces.append((piece.get(1, b"").decode(), score, piece.get(3, _NORMAL)))
         elif number == 2:
             trainer = dict(_fields(value))
-            model.kind, model.byte_fallback, model.suffix_spaces = trainer.get(3, _UNIGRAM), bool(trainer.get(35, 0)), bool(trainer.get(24, 0))
+            model.kind, model.byte_fallback = trainer.get(3, _UNIGRAM), bool(trainer.get(35, 0))
         elif number == 3:
             rules = dict(_fields(value))
             model.characters = rules.get(2, b"")
-            model.dummy_prefix, model.squeeze_spaces, model.escape_spaces = (bool(rules.get(i, 1)) for i in (3, 4, 5))
+            model.dummy_prefix, model.squeeze_spaces = (bool(rules.get(i, 1)) for i in (3, 4))
     return model
 
 
@@ -101,14 +97,14 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
 def convert(model: Model, file: Path) -> Any:
     """The same tokenizer in the terms of the `tokenizers` library.
 
-    One difference is left: where a text spells out a user-defined piece of a model that adds or squeezes spaces, the
-    spaces next to that piece are treated as those at a text's ends.
+    Known to differ: spaces next to a user-defined piece, where the model adds or squeezes spaces; characters that are
+    mapped together with others; control pieces spelt with unknown characters; unused pieces; word and character models.
     """
     import tokenizers
     from tokenizers import AddedToken, decoders, models
 
     unknown = next((i for i, piece in enumerate(model.pieces) if piece[2] == _UNKNOWN), None)
-    if model.kind == _UNIGRAM:
+    if model.kind != _BPE:
         # pieces that only stand for themselves must not be found in text: they get a score no path would take
         lowest = min(score for _, score, _ in model.pieces) - 1e4
         scored = [(text, score if kind in (_NORMAL, _UNKNOWN, _BYTE) else lowest) for text, score, kind in model.pieces]
@@ -121,7 +117,7 @@ def convert(model: Model, file: Path) -> Any:
         core = models.BPE(vocabulary, merges_of(model), unk_token=unk, fuse_unk=True, byte_fallback=model.byte_fallback)
     made = tokenizers.Tokenizer(core)
     made.normalizer = _normalizer(model)
-    steps: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    steps: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if model.dummy_prefix:
         steps.append(decoders.Strip(" ", 1, 0))
     made.decoder = decoders.Sequence(steps)
@@ -148,10 +144,15 @@ def merges_of(model: Model) -> list[tuple[str, str]]:
 def _normalizer(model: Model) -> Any:
     from tokenizers import Regex, normalizers
 
-    steps: list[Any] = [normalizers.Precompiled(model.characters)] if model.characters else []
+    steps: list[Any] = []
+    if model.characters:
+        table = normalizers.Precompiled(model.characters)
+        # it takes the two characters of a line's end for one and maps the first alone; SentencePiece maps both
+        ending = "".join(table.normalize_str(character) for character in "\r\n")
+        steps += [normalizers.Replace("\r\n", ending), table]
     if model.squeeze_spaces:
         steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if model.dummy_prefix:
-        steps.append(normalizers.Prepend(_SPACE))
-    steps.append(normalizers.Replace(" ", _SPACE))
+        steps.append(normalizers.Prepend(SPACE))
+    steps.append(normalizers.Replace(" ", SPACE))
     return normalizers.Sequence(steps)

@@ -16,8 +16,10 @@ from bessemer.core.artifact import MANIFEST, Artifact
 from bessemer.core.errors import DataError
 from bessemer.data.byte_level import token_bytes
 from bessemer.data.fast_bpe import FastBPE, definition_of
+from bessemer.data.sentencepiece_engine import SentencePieceEngine
 
 FILE, CONFIG, NOTES = "tokenizer.json", "tokenizer_config.json", "bessemer_tokenizer.json"
+MODEL = "tokenizer.model"
 END, PAD = "<|end|>", "<|pad|>"
 _ENDS = (END, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 _BEGINS = ("<|begin_of_text|>", "<s>", "<bos>", "[CLS]")
@@ -28,7 +30,8 @@ class Tokenizer(Artifact):
     """Text to ids and back.
 
     Documents begin with the id `begin` and end with the id `end`; most vocabularies have one token for both. Neither
-    is added by `encode`. Byte-level BPE runs through tiktoken where that gave the same ids on a sample.
+    is added by `encode`. Byte-level BPE runs through tiktoken where that gave the same ids on a sample; SentencePiece
+    models that `tokenizers` can't do exactly run through the package `sentencepiece`, and their `tokenizer.json` is near.
 
     Attributes:
         end: id that ends a document.
@@ -45,6 +48,10 @@ class Tokenizer(Artifact):
         notes = files.read_json(self.folder / NOTES) if (self.folder / NOTES).is_file() else {}
         if not notes:
             notes = guess_notes(self.backend, self.folder)
+        self._pieces = None
+        if "sentencepiece" in notes:
+            notes["sentencepiece"] = str(self.folder / notes["sentencepiece"])
+            self._pieces = SentencePieceEngine(Path(notes["sentencepiece"]))
         self.notes = notes
         self.end, self.begin, self.pad = int(notes["end"]), int(notes["begin"]), int(notes["pad"])
 
@@ -73,7 +80,8 @@ class Tokenizer(Artifact):
     def fingerprint(self) -> str:
         """Identifies what `encode` does: token stores record it, and refuse another tokenizer's ids."""
         told = {key: value for key, value in self.definition.items() if key not in ("truncation", "padding", "version")}
-        text = json.dumps([told, self.end, self.begin], sort_keys=True, ensure_ascii=False)
+        engine = [self._pieces.hash] if self._pieces else []
+        text = json.dumps([told, self.end, self.begin, *engine], sort_keys=True, ensure_ascii=False)
         return xxhash.xxh3_128_hexdigest(text.encode())
 
     @cached_property
@@ -88,6 +96,11 @@ class Tokenizer(Artifact):
     def fast(self) -> bool:
         """Whether `encode` runs through tiktoken."""
         return bool(self.notes.get("fast"))
+
+    @property
+    def engine(self) -> str:
+        """What encodes: "tiktoken", "sentencepiece" or "tokenizers"."""
+        return "sentencepiece" if self._pieces else "tiktoken" if self.fast else "tokenizers"
 
     @property
     def vocabulary_size(self) -> int:
@@ -110,6 +123,8 @@ class Tokenizer(Artifact):
         """`encode` as an int64 array, which is cheaper for long texts."""
         if not text.isascii() and _has_surrogate(text):
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if self._pieces is not None:
+            return np.array(self._pieces.encode(text, self.special_ids if special else {}), dtype=np.int64)
         if self._fast is not None and not special:
             try:
                 return self._fast.encode(text)
@@ -137,8 +152,8 @@ class Tokenizer(Artifact):
 
     def encode_batch(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
         """`encode` for each text."""
-        if self._fast is not None and not special:
-            return [self.encode(text) for text in texts]
+        if self._pieces is not None or (self._fast is not None and not special):
+            return [self.encode(text, special=special) for text in texts]
         self.backend.encode_special_tokens = not special
         return [each.ids for each in self.backend.encode_batch(list(texts), add_special_tokens=False)]
 
@@ -148,6 +163,8 @@ class Tokenizer(Artifact):
         Args:
             special: write special tokens out.
         """
+        if self._pieces is not None:
+            return self._pieces.decode(ids, self.special_ids if special else {})
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def bytes_of(self, id: int) -> bytes:
@@ -180,8 +197,12 @@ def write_tokenizer(folder: Path, backend: Any, notes: dict[str, Any]) -> None:
 
     Args:
         backend: the `tokenizers` tokenizer.
-        notes: `end`, `begin`, `pad` (ids), `fast` (tiktoken gave the same ids).
+        notes: `end`, `begin`, `pad` (ids), `fast` (tiktoken gave the same ids), `sentencepiece` (the model file that
+            encodes instead; it is copied).
     """
+    if "sentencepiece" in notes:
+        files.write(folder / MODEL, Path(notes["sentencepiece"]).read_bytes())
+        notes = notes | {"sentencepiece": MODEL}
     files.write(folder / FILE, backend.to_str(pretty=True))
     named = {"eos_token": notes["end"], "bos_token": notes["begin"], "pad_token": notes["pad"]}
     config: dict[str, Any] = {key: backend.id_to_token(value) for key, value in named.items()}

@@ -13,7 +13,8 @@ from typing import Any
 from bessemer.core.errors import DataError
 from bessemer.data import sentencepiece
 from bessemer.data.byte_level import to_token
-from bessemer.data.tokenizer import CONFIG, END, FILE, guess_notes, read_definition
+from bessemer.data.sentencepiece_engine import SentencePieceEngine, probes
+from bessemer.data.tokenizer import AWKWARD, CONFIG, END, FILE, guess_notes, read_definition
 from bessemer.data.tokenizer_train import SPLITS
 
 
@@ -22,6 +23,9 @@ def read_tokenizer(
 ) -> tuple[Any, dict[str, Any]]:
     """A `tokenizers` tokenizer and its notes, from whatever file it is in.
 
+    SentencePiece models are checked against SentencePiece itself; where `tokenizers` can't do the same, the notes name
+    the model, and it is encoded with as it is.
+
     Args:
         path: a `tokenizer.json`, a SentencePiece `.model`, a tiktoken `.tiktoken`, or a folder that holds one of them.
         split: for tiktoken ranks, which don't tell it: "gpt2", "llama3" or a regular expression.
@@ -29,16 +33,21 @@ def read_tokenizer(
         end, pad: the tokens that end a document and fill a row, where the usual names don't tell.
 
     Raises:
-        DataError: there is no such file, it isn't what its name says, or no token ends documents.
+        DataError: there is no such file, it isn't what its name says, or no token ends documents; or the package
+            sentencepiece is wanted and not installed.
     """
     file = _find(Path(path))
+    extra: dict[str, Any] = {}
     if file.suffix == ".tiktoken":
         backend = from_ranks(file, split=split, specials=specials)
     elif file.suffix == ".model":
-        backend = sentencepiece.read(file)
+        backend, model = sentencepiece.read(file)
+        engine = SentencePieceEngine(file)
+        if model.characters or not engine.agrees(backend, probes(model, AWKWARD)):  # it maps graphemes, not the longest match
+            extra["sentencepiece"] = str(file)
     else:
         backend = read_definition(file)
-    return backend, guess_notes(backend, file.parent if (file.parent / CONFIG).is_file() else None, end=end, pad=pad)
+    return backend, guess_notes(backend, file.parent if (file.parent / CONFIG).is_file() else None, end=end, pad=pad) | extra
 
 
 def _find(path: Path) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 from bessemer.core import files
 from bessemer.core.artifact import Artifact
 from bessemer.core.errors import ArtifactError, DataError, neighbours
-from bessemer.data.rows import Array, spread
+from bessemer.data.rows import Array
 from bessemer.data.tokenizer import Tokenizer
 
 META, BYTES, SHARDS = "tokens.json", "token_bytes.npy", "shards"
@@ -83,7 +83,7 @@ class Tokens(Artifact):
         shard = self.meta["shards"][number]
         path = self.folder / SHARDS / f"{shard['key']}.tokens"
         try:
-            content = np.memmap(path, dtype=self.dtype, mode="r")
+            content = np.asarray(np.memmap(path, dtype=self.dtype, mode="r"))
         except (OSError, ValueError) as error:
             raise ArtifactError(f"can't be mapped: {error}", file=path) from None
         if len(content) != shard["tokens"]:
@@ -125,17 +125,12 @@ class Tokens(Artifact):
 
     def take(self, begin: Array, size: Array) -> Array:
         """int64 [sum(size)]: size[i] tokens from place begin[i] on, one stretch after the other; none crosses a shard."""
-        if len(self._bounds) == 2:
-            return self._shard(0)[spread(begin, size)].astype(np.int64)
         number = np.searchsorted(self._bounds, begin, side="right") - 1
-        order = np.argsort(number, kind="stable")
         out = np.empty(int(size.sum()), dtype=np.int64)
         ends = np.cumsum(size)
-        cuts = np.flatnonzero(np.diff(number[order])) + 1
-        for group in np.split(order, cuts) if len(order) else []:
-            shard = int(number[group[0]])
-            found = self._shard(shard)[spread(begin[group] - self._bounds[shard], size[group])]
-            out[spread(ends[group] - size[group], size[group])] = found
+        # a slice for each stretch is faster than one index for all from some ten tokens on, and doesn't mind many shards
+        for shard, first, count, end in zip(number.tolist(), (begin - self._bounds[number]).tolist(), size.tolist(), ends.tolist(), strict=True):
+            out[end - count : end] = self._shard(shard)[first : first + count]
         return out
 
     def byte_lengths(self) -> Array:

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from bessemer.core import files
-from bessemer.core.artifact import MANIFEST, Artifact
+from bessemer.core.artifact import MANIFEST, Artifact, newest
 from bessemer.core.errors import ArtifactError
 from bessemer.core.registry import choose
 from bessemer.data.tokenizer import Tokenizer
@@ -231,12 +231,10 @@ def locate(folder: str | Path) -> Path:
     """
     place = Path(folder)
     if not place.is_dir():
-        raise ArtifactError("there is no such folder", file=place)
+        raise ArtifactError("there is no such folder", file=place, mend="name a run's or a model's folder, such as runs/demo")
     if (place / CARD).is_file() or (place / "config.json").is_file():
         return place
-    models = [
-        found for found in place.glob("*/" + MANIFEST) if not found.parent.name.startswith(".") and files.read_json(found).get("kind") == Model.kind
-    ]
-    if not models:
+    found = newest(place, Model.kind)
+    if found is None:
         raise ArtifactError("holds no model", file=place, mend=f"name a folder with {CARD} or config.json, or a run whose training is done")
-    return max(models, key=lambda found: (files.read_json(found)["made_at"], found.stat().st_mtime_ns)).parent
+    return found

@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core import device
+
 CHUNK_ELEMENTS = 1 << 22
 
 
 def auto_chunk(tokens: int, vocabulary: int) -> int:
     """Tokens per chunk: logits of about 16 MB in float32, which stay near the cache while the products stay large."""
-    return min(tokens, max(64, CHUNK_ELEMENTS // vocabulary))
+    chunks = -(-tokens // max(64, CHUNK_ELEMENTS // vocabulary))
+    return -(-tokens // chunks)
 
 
 def cross_entropy(
@@ -53,17 +56,19 @@ class _CrossEntropy(torch.autograd.Function):
             for start in range(0, hidden.shape[0], chunk):
                 part = slice(start, start + chunk)
                 inputs = hidden[part].to(dtype)
-                logits = (inputs @ cast.T).float()
-                if bias is not None:
-                    logits += bias
-                sums += _softmax_part(logits, targets[part], weights[part], z, wanted)
+                logits = inputs @ cast.T if bias is None else torch.addmm(bias.to(dtype), inputs, cast.T)
                 if grad_hidden is None or grad_weight is None:
+                    sums += _sums(logits, targets[part], weights[part])
                     continue
-                grads = logits.to(dtype)
+                found, grads = _sums_and_gradient(logits, targets[part], weights[part], z)
+                sums += found
                 grad_hidden[part] = grads @ cast
-                grad_weight += grads.T @ inputs
+                if grads.dtype == grad_weight.dtype:
+                    grad_weight.addmm_(grads.T, inputs)
+                else:
+                    grad_weight += grads.T @ inputs
                 if grad_bias is not None:
-                    grad_bias += logits.sum(0)
+                    grad_bias += grads.sum(0, dtype=torch.float32)
         ctx.grads = (grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), grad_bias)
         loss, squares = sums.unbind()
         outputs = (loss + z * squares, loss.clone(), squares.clone())
@@ -79,16 +84,25 @@ class _CrossEntropy(torch.autograd.Function):
         return (*scaled, None, None, None, None)
 
 
-def _softmax_part(logits: Tensor, targets: Tensor, weights: Tensor, z: float, wanted: bool) -> Tensor:
-    """Sums of loss and squared log-denominators over a chunk; turns `logits` into their gradient in place when wanted."""
+def _sums(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of loss and of the squared log-denominator over a chunk: float32 [2]."""
+    values = logits.float()
+    log_total = values.logsumexp(-1)
+    chosen = values.gather(-1, torch.where(weights != 0, targets, 0)[:, None])[:, 0]
+    return torch.stack((((log_total - chosen) * weights).sum(), (log_total.square() * weights).sum()))
+
+
+@device.fused
+def _sums_and_gradient(logits: Tensor, targets: Tensor, weights: Tensor, z: float) -> tuple[Tensor, Tensor]:
+    """The same, and the gradient of loss + z x square with respect to the logits, in their type."""
+    values, column = logits.float(), weights[:, None]
     target = torch.where(weights != 0, targets, 0)[:, None]
-    peak = logits.amax(-1, keepdim=True)
-    chosen = logits.gather(-1, target)
-    total = (logits.sub_(peak)).exp_().sum(-1, keepdim=True)
+    peak = values.amax(-1, keepdim=True)
+    powers = torch.exp(values - peak)
+    total = powers.sum(-1, keepdim=True)
     log_total = total.log() + peak
-    column = weights[:, None]
+    chosen = values.gather(-1, target)
     sums = torch.stack((((log_total - chosen) * column).sum(), (log_total.square() * column).sum()))
-    if wanted:
-        logits.mul_((1 + 2 * z * log_total) * column / total)
-        logits.scatter_add_(-1, target, -column)
-    return sums
+    here = torch.arange(values.shape[-1], device=values.device)[None, :] == target
+    gradient = powers * ((1 + 2 * z * log_total) * column / total) - torch.where(here, column, 0.0)
+    return sums, gradient.to(logits.dtype)

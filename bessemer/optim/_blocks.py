@@ -39,7 +39,7 @@ class Packed(NamedTuple):
         levels = _levels(self.bits, self.signed)
         library = _native.library() if out.is_cpu else None
         if library is not None:
-            _call(library, f"decode{self.bits}", codes, scales, scales.numel(), BLOCK[self.bits], levels.table, out)
+            _call(library.decode, codes, scales, *self._sizes(scales), levels.table, out)
             return out
         loose = codes if self.bits == 8 else torch.stack([codes >> 4, codes & 15], dim=-1)
         values = levels.table.to(out.device)[loose.view(-1).int()].view(scales.numel(), -1)
@@ -51,12 +51,15 @@ class Packed(NamedTuple):
         levels = _levels(self.bits, self.signed)
         library = _native.library() if values.is_cpu else None
         if library is not None:
-            _call(library, f"encode{self.bits}", values, scales.numel(), BLOCK[self.bits], codes, scales, levels.candidates, levels.thresholds)
+            _call(library.encode, values, *self._sizes(scales), codes, scales, levels.candidates, levels.thresholds)
             return
         rows = values.view(scales.numel(), -1)
         torch.clamp(rows.abs().amax(-1), min=TINY, out=scales)
         loose = torch.bucketize((rows / scales.view(-1, 1)).view(-1), levels.thresholds[:-1].to(values.device), right=True).to(torch.uint8)
         codes.copy_(loose if self.bits == 8 else loose[::2] << 4 | loose[1::2])
+
+    def _sizes(self, scales: Tensor) -> tuple[int, int, int]:
+        return scales.numel(), BLOCK[self.bits], self.bits
 
     def _span(self, start: int, count: int) -> tuple[Tensor, Tensor]:
         block, share = BLOCK[self.bits], 8 // self.bits
@@ -120,7 +123,7 @@ def _levels(bits: int, signed: bool) -> _Levels:
     positive = edges.view(torch.float32).clone()
     positive[0] = 0.0
     negative = -((edges + (1 << 16) - 1).view(torch.float32))  # a negative cell's smallest number is its largest magnitude
-    candidates = torch.bucketize(torch.cat([positive, negative]), thresholds, right=True).to(torch.uint8)
+    candidates = torch.bucketize(torch.cat([positive, negative]), thresholds, right=True).int()
     return _Levels(table, torch.cat([thresholds, torch.tensor([torch.inf])]), candidates)
 
 
@@ -138,7 +141,32 @@ def dynamic_tree(bits: int, signed: bool) -> list[float]:
     return sorted(levels)
 
 
-def _call(library: ctypes.CDLL, name: str, *arguments: Tensor | int) -> None:
-    """Calls a kernel with tensors as addresses; the first number is a count (long), the second a block size (int)."""
-    numbers = iter((ctypes.c_long, ctypes.c_int))
-    getattr(library, name)(*[ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else next(numbers)(a) for a in arguments])
+def adamw(p: Tensor, g: Tensor, first: Packed, second: Packed, numbers: list[float]) -> bool:
+    """AdamW on one parameter with both states quantised, in one pass; False, and nothing done, where the kernels don't reach.
+
+    Args:
+        p, g: float32 and contiguous, on the processor; anything else is left to the caller.
+        numbers: 1 - b1, 1 - b2, sqrt(1 - b2^t), epsilon, 1 - rate times decay, and minus the rate over 1 - b1^t.
+    """
+    library = _native.library() if p.is_cpu else None
+    if library is None or not all(t.dtype == torch.float32 and t.is_contiguous() for t in (p, g)):
+        return False
+    tables = [_Table(*(t.data_ptr() for t in (level.table, level.candidates, level.thresholds))) for level in map(_levels_of, (first, second))]
+    options = (ctypes.c_float * len(numbers))(*numbers)
+    states = (first.codes, first.scales, second.codes, second.scales)
+    _call(library.adamw, p, g, *states, *first._sizes(first.scales), *(ctypes.byref(table) for table in tables), options)
+    return True
+
+
+class _Table(ctypes.Structure):
+    _fields_ = [("table", ctypes.c_void_p), ("candidates", ctypes.c_void_p), ("thresholds", ctypes.c_void_p)]
+
+
+def _levels_of(packed: Packed) -> _Levels:
+    return _levels(packed.bits, packed.signed)
+
+
+def _call(kernel: Any, *arguments: Any) -> None:
+    """Calls a kernel with tensors as addresses; of the numbers the first is a count of blocks (long), the others are ints."""
+    numbers = iter((ctypes.c_long, ctypes.c_int, ctypes.c_int))
+    kernel(*[ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else next(numbers)(a) if isinstance(a, int) else a for a in arguments])

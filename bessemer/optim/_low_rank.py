@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bessemer.optim._blocks import Packed, States, stored_bytes
-from bessemer.optim._rule import Group, Matrix, Rule, gradients, shapes, sweep
+from bessemer.optim._rule import CHUNK, Group, Matrix, Products, Rule, gradients, matrices, shapes, sweep
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class LowRank(Rule):
@@ -22,9 +26,18 @@ class LowRank(Rule):
     elementwise = False
 
     def __init__(
-        self, params: Any, lr: float, weight_decay: float, betas: list[float], eps: float, rank: int, refresh: int, states: States = "full"
+        self,
+        params: Any,
+        lr: float,
+        weight_decay: float,
+        betas: list[float],
+        eps: float,
+        rank: int,
+        refresh: int,
+        states: States,
+        products: Products,
     ) -> None:
-        self.betas, self.eps, self.rank, self.refresh = betas, eps, rank, refresh
+        self.betas, self.eps, self.rank, self.refresh, self.products = betas, eps, rank, refresh, products
         super().__init__(params, lr, weight_decay, states)
 
     def projects(self, rows: int, columns: int) -> bool:
@@ -35,18 +48,50 @@ class LowRank(Rule):
         """sqrt(1 - b2^t) / (1 - b1^t)."""
         return math.sqrt(1.0 - self.betas[1] ** step) / (1.0 - self.betas[0] ** step)
 
-    def direction(self, gradient: Tensor, first: Tensor | Packed, second: Tensor | Packed) -> Tensor:
-        """Adam's uncorrected m / (sqrt(v) + eps) after both moments took the gradient in."""
-        out = torch.empty_like(gradient)
+    def update(self, group: Group, members: list[Tensor]) -> None:
+        """Plain AdamW for what is not projected, and `move` for batches of what is."""
+        for step, stepping in self.counted(members):
+            self.plain(group, step, [p for p in stepping if p.ndim < 2])
+            batch: list[Matrix] = []
+            size = 0
+            for matrix in chain.from_iterable(self.matrices(group, stepping)):
+                if not self.projects(*matrix.weight.shape):
+                    self.plain_matrix(group, step, matrix)
+                    continue
+                low = self.rank * max(matrix.weight.shape)
+                if batch and size + low > CHUNK:
+                    self.move(group, step, batch)
+                    batch, size = [], 0
+                batch.append(matrix)
+                size += low
+            if batch:
+                self.move(group, step, batch)
+
+    def matrices(self, group: Group, members: list[Tensor]) -> Iterable[list[Matrix]]:
+        """Those of each member with two or more dimensions."""
+        return (found for _, found in matrices(group, members, self.state))
+
+    def move(self, group: Group, step: int, batch: list[Matrix]) -> None:
+        """The rule, for some matrices whose projections fit in the cache together."""
+        raise TypeError(f"{type(self).__name__} has no move")
+
+    def adam(self, batch: list[Matrix], lows: list[Tensor]) -> list[Tensor]:
+        """Adam's directions for gradients at low rank."""
+        first, second = ([m.moment(key, low, self.states, key == "exp_avg") for m, low in zip(batch, lows, strict=True)] for key in MOMENTS)
+        return self.directions(lows, first, second)
+
+    def directions(self, slopes: list[Tensor], first: Sequence[Tensor | Packed], second: Sequence[Tensor | Packed]) -> list[Tensor]:
+        """Adam's uncorrected m / (sqrt(v) + eps) after both moments took the gradients in."""
+        out = [torch.empty_like(slope) for slope in slopes]
 
         def move(o: list[Tensor], g: list[Tensor], m: list[Tensor], v: list[Tensor]) -> None:
             self.moments(g, m, v)
-            torch._foreach_copy_(o, m)
             root = torch._foreach_sqrt(v)
             torch._foreach_add_(root, self.eps)
+            torch._foreach_copy_(o, m)
             torch._foreach_div_(o, root)
 
-        sweep(move, [out], [gradient], [first], [second])
+        sweep(move, out, slopes, first, second)
         return out
 
     def moments(self, g: list[Tensor], m: list[Tensor], v: list[Tensor]) -> None:
@@ -70,8 +115,7 @@ class LowRank(Rule):
 
     def plain_matrix(self, group: Group, step: int, matrix: Matrix) -> None:
         """AdamW for a matrix that is not projected."""
-        first, second = (matrix.moment(key, matrix.weight, self.states, key == "exp_avg") for key in ("exp_avg", "exp_avg_sq"))
-        update = self.direction(matrix.gradient.contiguous(), first, second)
+        update = self.adam([matrix], [matrix.gradient.contiguous()])[0]
         matrix.weight.add_(update, alpha=-group["lr"] * self.correction(step)).mul_(1.0 - group["lr"] * group["weight_decay"])
 
     def low_rank_bytes(self, shape: Any, width: int, parts: Any, held: int, per_matrix: int = 0) -> int:
@@ -87,14 +131,26 @@ class LowRank(Rule):
         return total
 
 
-def norm_growth(matrix: Matrix, norm: Tensor, limit: float = 1.01) -> Tensor:
-    """What an update is divided by so that its norm grows by at most `limit` a step (Chen et al. 2024, Fira, equation 8).
+def channel_norms(matrix: Tensor, across: int) -> Tensor:
+    """Norms along dimension `across`, kept; torch's own are 20 times slower down the columns."""
+    if across == 1:
+        return torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+    return matrix.square().sum(0, keepdim=True).sqrt_()
 
-    The norm let through is kept in the matrix's state.
+
+def norm_growth(batch: list[Matrix], norms: list[Tensor], limit: float) -> list[Tensor]:
+    """What updates are divided by so that their norms grow by at most `limit` a step (Chen et al. 2024, Fira, equation 8).
+
+    The norms let through are kept in the matrices' states; a matrix's first is let through as it is.
     """
-    if "norm" not in matrix:
-        matrix["norm"] = norm.clone()
-        return torch.ones_like(norm)
-    divisor = (norm / (matrix["norm"] + 1e-8)).clamp(min=limit) / limit
-    matrix["norm"] = norm / divisor
-    return divisor
+    fresh = ["norm" not in matrix for matrix in batch]
+    now = torch.stack(norms)
+    before = torch.stack([norm if new else matrix["norm"] for matrix, norm, new in zip(batch, norms, fresh, strict=True)])
+    grown = (now / (before + 1e-8)).clamp(min=limit) / limit
+    divisors = torch.where(torch.tensor(fresh, device=now.device), torch.ones_like(now), grown)
+    for matrix, passed, new in zip(batch, (now / divisors).unbind(), fresh, strict=True):
+        if new:
+            matrix["norm"] = passed.clone()
+        else:
+            matrix["norm"].copy_(passed)
+    return list(divisors.unbind())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from bessemer.core import device
 from bessemer.core.errors import BessemerError
 from bessemer.optim._blocks import Packed, States, held, stored_bytes, zeros
 
@@ -17,6 +19,8 @@ CHUNK = 1 << 17
 """Numbers of a tensor updated at a time on a processor: what an update reads and writes of them stays in the second-level cache."""
 
 Group = dict[str, Any]
+Products = Literal["float32", "bfloat16"]
+"""What a matrix method's products are computed in: the published float32, or bfloat16 with float32 sums, faster where hardware has it."""
 
 
 class Rule(torch.optim.Optimizer):
@@ -29,10 +33,12 @@ class Rule(torch.optim.Optimizer):
         transfer: how the best learning rate moves with width and depth (models/transfer.py).
         elementwise: whether a parameter's parts may be updated apart, so that a sharded one needs no communication.
         states: how elementwise state is held.
+        products: what float32 matrices are multiplied in.
     """
 
     transfer: ClassVar[Literal["adam", "orthogonal"]] = "adam"
     elementwise: ClassVar[bool] = True
+    products: Products = "float32"
 
     def __init__(self, params: Any, lr: float, weight_decay: float, states: States = "full") -> None:
         self.states: States = states
@@ -51,10 +57,15 @@ class Rule(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update from the gradients that are there."""
-        for group in self.param_groups:
-            members = finite([p for p in group["params"] if p.grad is not None])
-            if members:
-                self.update(group, members)
+        with matrix_products(self.products):
+            for group in self.param_groups:
+                members = self.sound(group, [p for p in group["params"] if p.grad is not None])
+                if members:
+                    self.update(group, members)
+
+    def sound(self, group: Group, members: list[Tensor]) -> list[Tensor]:
+        """The members whose gradient is finite."""
+        return finite(members)
 
     def update(self, group: Group, members: list[Tensor]) -> None:
         """The rule, for members of one group."""
@@ -103,6 +114,18 @@ class Rule(torch.optim.Optimizer):
         return stored_bytes(count, self.states, width)
 
 
+@contextmanager
+def matrix_products(kind: Products) -> Iterator[None]:
+    """Lets float32 products inside round their factors to bfloat16, or not; what was allowed before is allowed after."""
+    before = torch.get_float32_matmul_precision()
+    rough = kind == "bfloat16" and device.compute_dtype() == torch.bfloat16
+    torch.set_float32_matmul_precision("medium" if rough else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def finite(members: list[Tensor]) -> list[Tensor]:
     """Those whose gradient is finite throughout, judged by its norm: one number a tensor, one wait for all."""
     if not members:
@@ -121,17 +144,24 @@ def gradients(members: Iterable[Tensor]) -> list[Tensor]:
 def sweep(update: Callable[..., None], *columns: Sequence[Tensor | Packed]) -> None:
     """Runs an elementwise, in-place `update(list, list, ...)` over matching tensors.
 
-    On an accelerator once over all of them, which fuses across parameters. On a processor over CHUNK numbers at a time, so that an
-    update of many passes reads memory once. Quantised columns are decoded for the update and encoded after it, the others are then
-    taken in float32 too. The first column, the parameters or what stands for them, is written back.
+    On an accelerator once over all of them, which fuses across parameters. On a processor over CHUNK numbers at a time, of one large
+    tensor or of several small ones, so that an update of many passes reads memory once. Quantised columns are decoded for the update
+    and encoded after it, the others are then taken in float32 too. The first column, what the update moves, is written back.
     """
-    rows = [tuple(local(value) for value in row) for row in zip(*columns, strict=True)]
-    together = [row for row in rows if not (row[0].is_cpu or any(isinstance(v, Packed) for v in row))]  # type: ignore[union-attr]
+    together: list[tuple[Any, ...]] = []
+    count = 0
+    for row in (tuple(local(value) for value in row) for row in zip(*columns, strict=True)):
+        size = row[0].numel()
+        if any(isinstance(value, Packed) for value in row) or (row[0].is_cpu and size > CHUNK):
+            _in_chunks(update, row)
+            continue
+        if together and row[0].is_cpu and count + size > CHUNK:
+            update(*(list(column) for column in zip(*together, strict=True)))
+            together, count = [], 0
+        together.append(row)
+        count += size
     if together:
         update(*(list(column) for column in zip(*together, strict=True)))
-    for row in rows:
-        if row[0].is_cpu or any(isinstance(v, Packed) for v in row):  # type: ignore[union-attr]
-            _in_chunks(update, row)
 
 
 def _in_chunks(update: Callable[..., None], row: tuple[Tensor | Packed, ...]) -> None:

@@ -70,7 +70,7 @@ class Adafactor(Rule):
         if "rows" not in matrix:
             matrix["rows"], matrix["columns"] = gradient.new_zeros(rows), gradient.new_zeros(columns)
         matrix["rows"].lerp_(torch.linalg.vector_norm(gradient, dim=1).square_().div_(columns).add_(self.eps), share)
-        matrix["columns"].lerp_(torch.linalg.vector_norm(gradient, dim=0).square_().div_(rows).add_(self.eps), share)
+        matrix["columns"].lerp_(gradient.square().sum(0).div_(rows).add_(self.eps), share)
         left = (matrix["rows"] / matrix["rows"].mean()).rsqrt_()
         return (gradient * left[:, None]).mul_(matrix["columns"].rsqrt())
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bessemer.optim._blocks import States
+from bessemer.optim._blocks import Packed, States, adamw
 from bessemer.optim._rule import Group, Rule, gradients, sweep
 
 
@@ -44,7 +44,11 @@ class AdamW8bit(Rule):
                 torch._foreach_mul_(p, shrink)
                 torch._foreach_addcdiv_(p, m, divisor, value=-size)
 
-            sweep(move, stepping, gradients(stepping), self.column(stepping, "exp_avg"), self.column(stepping, "exp_avg_sq", signed=False))
+            first, second = self.column(stepping, "exp_avg"), self.column(stepping, "exp_avg_sq", signed=False)
+            numbers = [1.0 - b1, 1.0 - b2, root, self.eps, shrink, -size]
+            rows = zip(stepping, gradients(stepping), first, second, strict=True)
+            rest = [row for row in rows if not (isinstance(row[2], Packed) and isinstance(row[3], Packed) and adamw(*row, numbers))]  # type: ignore[arg-type]
+            sweep(move, *zip(*rest, strict=True))
 
     def state_bytes(self, shape: Any, width: int = 4, parts: Any = ()) -> int:
         """Two states."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from bessemer.core import rng
 from bessemer.optim._blocks import States
-from bessemer.optim._low_rank import LowRank, norm_growth
-from bessemer.optim._rule import Group, Matrix, matrices
+from bessemer.optim._low_rank import LowRank, channel_norms, norm_growth
+from bessemer.optim._rule import Group, Matrix, Products, finite, matrices
 
 
 class Apollo(LowRank):
@@ -30,6 +31,7 @@ class Apollo(LowRank):
         weight_decay: decoupled.
         states: how the two moments are held.
         seed: of the projections.
+        products: what matrices are multiplied in.
     """
 
     def __init__(
@@ -47,21 +49,13 @@ class Apollo(LowRank):
         limit: float = 1.01,
         states: States = "full",
         seed: int = 0,
+        products: Products = "float32",
     ) -> None:
         self.scale, self.by, self.limit, self.seed = scale, by, limit, seed
         self.at_hand: dict[int, tuple[int, Tensor]] = {}
-        super().__init__(params, lr, weight_decay, betas, eps, rank, refresh, states)
-
-    def update(self, group: Group, members: list[Tensor]) -> None:
-        """Scales each matrix's gradient and subtracts it."""
-        for step, stepping in self.counted(members):
-            self.plain(group, step, [p for p in stepping if p.ndim < 2])
-            for _, found in matrices(group, stepping, self.state):
-                for matrix in found:
-                    if self.projects(*matrix.weight.shape):
-                        self._move(group, step, matrix)
-                    else:
-                        self.plain_matrix(group, step, matrix)
+        self.found: dict[Tensor, list[Matrix]] = {}  # this step's matrices and their gradients' norms, by identity
+        self.norms: dict[int, Tensor] = {}
+        super().__init__(params, lr, weight_decay, betas, eps, rank, refresh, states, products)
 
     def projection(self, side: int, step: int, like: Tensor) -> Tensor:
         """[side, rank], normal with variance 1 / rank: a function of seed, side and how often it was renewed by this step."""
@@ -72,21 +66,49 @@ class Apollo(LowRank):
             kept = self.at_hand[side] = (turn, drawn.to(like))
         return kept[1]
 
-    def _move(self, group: Group, step: int, matrix: Matrix) -> None:
-        gradient = matrix.gradient
-        tall = gradient.shape[0] >= gradient.shape[1]
-        basis = self.projection(min(gradient.shape), step, gradient)
-        low = gradient @ basis if tall else basis.mT @ gradient
-        first, second = (matrix.moment(key, low, self.states, key == "exp_avg") for key in ("exp_avg", "exp_avg_sq"))
-        update = self.direction(low, first, second)
-        across: Any = (0, 1) if self.by == "tensor" else 1 if tall else 0
-        factors = torch.linalg.vector_norm(update, dim=across, keepdim=True) / (torch.linalg.vector_norm(low, dim=across, keepdim=True) + 1e-8)
-        norm = (factors * torch.linalg.vector_norm(gradient, dim=across, keepdim=True)).norm()
-        factors /= norm_growth(matrix, norm, self.limit)
-        shrink = 1.0 - group["lr"] * group["weight_decay"]
-        matrix.weight.addcmul_(gradient, factors, value=-math.sqrt(self.scale) * group["lr"] * self.correction(step))
+    def sound(self, group: Group, members: list[Tensor]) -> list[Tensor]:
+        """Takes the gradients' norms, which the rule needs anyway, and judges by them."""
+        vectors = set(finite([p for p in members if p.ndim < 2]))
+        found = dict(matrices(group, [p for p in members if p.ndim >= 2], self.state))
+        flat = [matrix for members in found.values() for matrix in members]
+        self.norms = dict(zip(map(id, flat), self._norms(flat), strict=True))
+        self.found = found
+        totals = [norm.sum() for norm in self.norms.values()]
+        good = torch.stack(totals).isfinite().tolist() if totals else []
+        bad = {id(matrix) for matrix, fine in zip(flat, good, strict=True) if not fine}
+        return [p for p in members if (p in vectors if p.ndim < 2 else not any(id(m) in bad for m in found[p]))]
+
+    def matrices(self, group: Group, members: list[Tensor]) -> Iterable[list[Matrix]]:
+        """Those found while judging."""
+        return (self.found[p] for p in members if p.ndim >= 2)
+
+    def _norms(self, batch: list[Matrix]) -> list[Tensor]:
+        """Of each matrix, or of each of its channels."""
+        if self.by == "tensor":
+            return list(torch._foreach_norm([matrix.gradient for matrix in batch])) if batch else []
+        return [channel_norms(m.gradient, 1 if m.weight.shape[0] >= m.weight.shape[1] else 0) for m in batch]
+
+    def move(self, group: Group, step: int, batch: list[Matrix]) -> None:
+        """Scales each matrix's gradient and subtracts it."""
+        lows = [self._project(matrix.gradient, step) for matrix in batch]
+        updates = self.adam(batch, lows)
+        if self.by == "tensor":
+            inside, after = torch.stack(torch._foreach_norm(lows)), torch.stack(torch._foreach_norm(updates))
+            factors = list((after / (inside + 1e-8)).unbind())
+            norms = [factor * self.norms[id(matrix)] for matrix, factor in zip(batch, factors, strict=True)]
+        else:
+            across = [1 if m.weight.shape[0] >= m.weight.shape[1] else 0 for m in batch]
+            factors = [channel_norms(u, a) / (channel_norms(low, a) + 1e-8) for u, low, a in zip(updates, lows, across, strict=True)]
+            norms = [(f * self.norms[id(m)]).norm() for m, f in zip(batch, factors, strict=True)]
+        size, shrink = math.sqrt(self.scale) * group["lr"] * self.correction(step), 1.0 - group["lr"] * group["weight_decay"]
+        for matrix, factor, divisor in zip(batch, factors, norm_growth(batch, norms, self.limit), strict=True):
+            matrix.weight.addcmul_(matrix.gradient, factor / divisor, value=-size)
         if shrink != 1.0:
-            matrix.weight.mul_(shrink)
+            torch._foreach_mul_([matrix.weight for matrix in batch], shrink)
+
+    def _project(self, gradient: Tensor, step: int) -> Tensor:
+        basis = self.projection(min(gradient.shape), step, gradient)
+        return gradient @ basis if gradient.shape[0] >= gradient.shape[1] else basis.mT @ gradient
 
     def state_bytes(self, shape: Any, width: int = 4, parts: Any = ()) -> int:
         """Two moments and a norm."""

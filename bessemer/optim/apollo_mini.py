@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bessemer.optim._rule import Products
 from bessemer.optim.apollo import Apollo
 
 
@@ -18,6 +19,7 @@ class ApolloMini(Apollo):
         scale: of the update, its square root is applied.
         weight_decay: decoupled.
         seed: of the projections.
+        products: what matrices are multiplied in.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class ApolloMini(Apollo):
         refresh: int = 200,
         scale: float = 128.0,
         seed: int = 0,
+        products: Products = "float32",
     ) -> None:
         super().__init__(
             params,
@@ -43,4 +46,5 @@ class ApolloMini(Apollo):
             scale=scale,
             by="tensor",
             seed=seed,
+            products=products,
         )

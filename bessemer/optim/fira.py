@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from bessemer.optim._blocks import States
-from bessemer.optim._low_rank import norm_growth
-from bessemer.optim._rule import Group, Matrix
+from bessemer.optim._low_rank import channel_norms, norm_growth
+from bessemer.optim._rule import Group, Matrix, Products
 from bessemer.optim.galore import Galore
 
 
@@ -25,6 +23,7 @@ class Fira(Galore):
         limit: by how much the norm of the scaled rest may grow from step to step.
         weight_decay: decoupled.
         states: how the two moments are held.
+        products: what matrices are multiplied in.
     """
 
     def __init__(
@@ -40,28 +39,34 @@ class Fira(Galore):
         scale: float = 0.25,
         limit: float = 1.01,
         states: States = "full",
+        products: Products = "float32",
     ) -> None:
         self.limit = limit
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, rank=rank, refresh=refresh, scale=scale, states=states)
+        super().__init__(
+            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, rank=rank, refresh=refresh, scale=scale, states=states, products=products
+        )
 
-    def _move(self, group: Group, step: int, matrix: Matrix) -> None:
+    def move(self, group: Group, step: int, batch: list[Matrix]) -> None:
         """W -= size (scale (N - f R) P^T + f G), with f the channels' factors over the limiter: one product, the rest never formed.
 
         Its norm follows from the gradient's and the projection's channel norms, because the projection is orthonormal.
         """
-        low, basis = self.project(matrix, step)
-        first, second = (matrix.moment(key, low, self.states, key == "exp_avg") for key in ("exp_avg", "exp_avg_sq"))
-        update = self.direction(low, first, second)
-        across = 1 if matrix.weight.shape[0] >= matrix.weight.shape[1] else 0
-        inside = torch.linalg.vector_norm(low, dim=across, keepdim=True)
-        factors = torch.linalg.vector_norm(update, dim=across, keepdim=True) / (inside + 1e-8)
-        whole = torch.linalg.vector_norm(matrix.gradient, dim=across, keepdim=True)
-        rest = (whole.square() - self.scale * (2.0 - self.scale) * inside.square()).clamp(min=0.0)
-        factors /= norm_growth(matrix, (factors.square() * rest).sum().sqrt(), self.limit)
-        update.addcmul_(low, factors, value=-1.0)
-        self.back(group, step, matrix, update, basis)
-        shrink = 1.0 - group["lr"] * group["weight_decay"]
-        matrix.weight.addcmul_(matrix.gradient, factors, value=-shrink * group["lr"] * self.correction(step))
+        projected = [self.project(matrix, step) for matrix in batch]
+        updates = self.adam(batch, [low for low, _ in projected])
+        factors, norms = [], []
+        for matrix, (low, _), update in zip(batch, projected, updates, strict=True):
+            across = 1 if matrix.weight.shape[0] >= matrix.weight.shape[1] else 0
+            inside = channel_norms(low, across)
+            factor = channel_norms(update, across) / (inside + 1e-8)
+            rest = (channel_norms(matrix.gradient, across).square() - self.scale * (2.0 - self.scale) * inside.square()).clamp_(min=0.0)
+            factors.append(factor)
+            norms.append((factor.square() * rest).sum().sqrt())
+        size = (1.0 - group["lr"] * group["weight_decay"]) * group["lr"] * self.correction(step)
+        divisors = norm_growth(batch, norms, self.limit)
+        for matrix, (low, basis), update, factor, divisor in zip(batch, projected, updates, factors, divisors, strict=True):
+            factor /= divisor
+            self.back(group, step, matrix, update.addcmul_(low, factor, value=-1.0), basis)
+            matrix.weight.addcmul_(matrix.gradient, factor, value=-size)
 
     def state_bytes(self, shape: Any, width: int = 4, parts: Any = ()) -> int:
         """Projection, two moments and a norm."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bessemer.optim._blocks import States
 from bessemer.optim._low_rank import LowRank
-from bessemer.optim._rule import Group, Matrix, matrices
+from bessemer.optim._rule import Group, Matrix, Products
 
 
 class Galore(LowRank):
@@ -24,6 +24,7 @@ class Galore(LowRank):
         scale: the update's factor.
         weight_decay: decoupled.
         states: how the two moments are held.
+        products: what matrices are multiplied in.
     """
 
     def __init__(
@@ -38,26 +39,16 @@ class Galore(LowRank):
         refresh: int = 200,
         scale: float = 0.25,
         states: States = "full",
+        products: Products = "float32",
     ) -> None:
         self.scale = scale
-        super().__init__(params, lr, weight_decay, betas, eps, rank, refresh, states)
+        super().__init__(params, lr, weight_decay, betas, eps, rank, refresh, states, products)
 
-    def update(self, group: Group, members: list[Tensor]) -> None:
+    def move(self, group: Group, step: int, batch: list[Matrix]) -> None:
         """Project, Adam, project back; the projection back, weight decay and the addition are one product."""
-        for step, stepping in self.counted(members):
-            self.plain(group, step, [p for p in stepping if p.ndim < 2])
-            for _, found in matrices(group, stepping, self.state):
-                for matrix in found:
-                    if self.projects(*matrix.weight.shape):
-                        self._move(group, step, matrix)
-                    else:
-                        self.plain_matrix(group, step, matrix)
-
-    def _move(self, group: Group, step: int, matrix: Matrix) -> None:
-        low, basis = self.project(matrix, step)
-        first, second = (matrix.moment(key, low, self.states, key == "exp_avg") for key in ("exp_avg", "exp_avg_sq"))
-        update = self.direction(low, first, second)
-        self.back(group, step, matrix, update, basis)
+        projected = [self.project(matrix, step) for matrix in batch]
+        for matrix, (_, basis), update in zip(batch, projected, self.adam(batch, [low for low, _ in projected]), strict=True):
+            self.back(group, step, matrix, update, basis)
 
     def project(self, matrix: Matrix, step: int) -> tuple[Tensor, Tensor]:
         """The gradient at low rank, [m, r] of a tall matrix and [r, n] of a wide one, and the projection, [shorter side, r]."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.optim._rule import Products
 from bessemer.optim.galore import Galore
 
 
@@ -21,6 +22,7 @@ class Galore8bit(Galore):
         refresh: steps between projections.
         scale: the update's factor.
         weight_decay: decoupled.
+        products: what matrices are multiplied in.
     """
 
     def __init__(
@@ -34,8 +36,11 @@ class Galore8bit(Galore):
         rank: int = 128,
         refresh: int = 200,
         scale: float = 0.25,
+        products: Products = "float32",
     ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, rank=rank, refresh=refresh, scale=scale, states="8bit")
+        super().__init__(
+            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, rank=rank, refresh=refresh, scale=scale, states="8bit", products=products
+        )
 
     def stored(self, basis: Tensor) -> Tensor:
         """In bfloat16."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core import device
 from bessemer.optim._matrices import Stacks
 
 
@@ -59,16 +60,16 @@ def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
     """The nearest semi-orthogonal matrices, roughly: singular values end between 0.7 and 1.2.
 
     Args:
-        matrices: [count, outputs, inputs], of any floating type; computed in bfloat16 with outputs <= inputs.
+        matrices: [count, outputs, inputs], of any floating type; computed in the type this machine multiplies fastest.
         steps: iterations of the quintic 3.4445 x - 4.7750 x^3 + 2.0315 x^5.
 
     Returns:
-        bfloat16 [count, outputs, inputs], each times sqrt(max(1, outputs / inputs)).
+        [count, outputs, inputs], each times sqrt(max(1, outputs / inputs)).
     """
     tall = matrices.shape[1] > matrices.shape[2]
     factor = math.sqrt(max(1.0, matrices.shape[1] / matrices.shape[2]))
     x = matrices.mT if tall else matrices
-    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).bfloat16()
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).to(device.compute_dtype())
     for _ in range(steps):
         gram = torch.bmm(x, x.mT)
         polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bessemer.optim._rule import Group, Matrix, Rule, gradients, matrices, shapes, sweep
+from bessemer.optim._rule import Group, Matrix, Products, Rule, gradients, matrices, shapes, sweep
 
 
 class Soap(Rule):
@@ -23,9 +23,11 @@ class Soap(Rule):
         betas: of the momentum and of squares in the basis.
         turning: decay of the second-moment matrices.
         every: steps between turns of the basis, each one step of orthogonal iteration.
-        sides: precondition both sides of a matrix, as published, or only the shorter (the paper's one-sided form; of a square both).
+        sides: precondition both sides of a matrix, as published, or only the shorter, of a square the inputs (the paper's one-sided
+            form: a third of the products and half the state).
         most: sides longer than this keep their own basis (vocabularies).
         weight_decay: decoupled, after the update.
+        products: what matrices are multiplied in.
     """
 
     elementwise = False
@@ -42,8 +44,10 @@ class Soap(Rule):
         every: int = 10,
         sides: Literal["shorter", "both"] = "shorter",
         most: int = 4096,
+        products: Products = "float32",
     ) -> None:
         self.betas, self.turning, self.eps, self.every, self.sides, self.most = betas, turning, eps, every, sides, most
+        self.products = products
         super().__init__(params, lr, weight_decay)
 
     def update(self, group: Group, members: list[Tensor]) -> None:
@@ -69,7 +73,10 @@ class Soap(Rule):
 
     def preconditioned(self, rows: int, columns: int) -> list[bool]:
         """Which sides of a matrix are."""
-        return [side <= self.most and (self.sides == "both" or side <= other) for side, other in ((rows, columns), (columns, rows))]
+        left, right = rows <= self.most, columns <= self.most
+        if self.sides == "both":
+            return [left, right]
+        return [left and rows < columns, right and columns <= rows]
 
     def _adam(self, g: list[Tensor], m: list[Tensor], v: list[Tensor]) -> list[Tensor]:
         """The moments take the gradients in; m / (sqrt(v) + eps)."""

@@ -1,4 +1,4 @@
-"""Models for the commands that use one: found in a run's folder, with the tokenizer and the held-out text beside them."""
+"""What the commands that use a model do with it: import, and evaluation with the held-out text beside it."""
 
 from __future__ import annotations
 
@@ -14,40 +14,10 @@ from bessemer.core.work import Work
 from bessemer.run.wiring import find_artifact
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from bessemer.data.tokenizer import Tokenizer
     from bessemer.data.tokens import Tokens
     from bessemer.evaluate.figure import Figure
 
 TASKS = "evaluate/tasks"
-
-
-def place_of(folder: str | Path) -> Path:
-    """The folder a model stands in: itself, or the newest model of a run's folder.
-
-    Raises:
-        ArtifactError: there is no such folder.
-    """
-    from bessemer.models.package import Model
-
-    place = Path(folder)
-    if not place.is_dir():
-        raise ArtifactError("there is no such folder", file=place, mend="name a run's or a model's folder, such as runs/demo")
-    return find_artifact(place, Model)
-
-
-def open_with_tokenizer(folder: str | Path) -> tuple[nn.Module, Tokenizer]:
-    """A model and its tokenizer: of a run, of a model's folder of ours, or of a Hugging Face one.
-
-    Raises:
-        ArtifactError, DataError: one of them is missing, torn or altered.
-    """
-    from bessemer.data.tokenizer import Tokenizer
-    from bessemer.models import package
-
-    place = place_of(folder)
-    return package.load(place), Tokenizer.load(place)
 
 
 def import_folder(source: Path, out: Path, dtype: str) -> dict[str, Any]:
@@ -114,8 +84,9 @@ def evaluate(folder: Path, chosen: list[registry.Choice], data: Path | None, see
     """
     from bessemer.evaluate.evaluation import measure
     from bessemer.evaluate.subject import Subject
+    from bessemer.serve.open import open_model
 
-    model, tokenizer = open_with_tokenizer(folder)
+    model, tokenizer = open_model(folder)
     subject = Subject(model, tokenizer, _store(folder, data), seed=seed, progress=progress)
     return measure(subject, chosen)
 

@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -17,6 +18,7 @@ from bessemer.run import folder as places
 from bessemer.run.runner import RECIPE
 
 METRICS = "metrics.jsonl"
+PASSES = "forward_backward"
 
 
 @dataclass
@@ -149,7 +151,26 @@ def read_metrics(stage: str, file: Path) -> Curve:
             if key in line:
                 lines.append(line)
                 break
+    _tell_warming_up(curve)
     return curve
+
+
+def _tell_warming_up(curve: Curve) -> None:
+    """Moves what the first step of each sitting took beyond a usual one to an entry of its own: compiling, above all.
+
+    Such a step is known by the clock of training standing still over it.
+    """
+    first: list[float] = []
+    later: list[float] = []
+    before = 0.0
+    for line in curve.steps:
+        took = (line.get("time") or {}).get(PASSES, 0.0)
+        (later if line.get("seconds", 0.0) > before else first).append(took)
+        before = line.get("seconds", 0.0)
+    excess = sum(max(0.0, took - median(later)) for took in first) if later else 0.0
+    if excess > 0.0:
+        curve.timed[PASSES] -= excess
+        curve.timed["compiling_and_warming_up"] = excess
 
 
 def _stage(folder: Path, name: str, do: str) -> StageData:

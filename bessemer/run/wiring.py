@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bessemer.core.artifact import Artifact
+from bessemer.core.artifact import MANIFEST, Artifact, newest
 from bessemer.core.errors import RecipeError, neighbours
 from bessemer.core.recipe import Recipe, Stage
 
@@ -92,7 +92,7 @@ def _signature(function: Callable[..., Any], recipe: Recipe, stage: Stage) -> tu
 def _artifact_class(hint: Any, what: str, recipe: Recipe, stage: Stage) -> type[Artifact]:
     if not (isinstance(hint, type) and issubclass(hint, Artifact)):
         problem = f"'{stage.choice.name}' can't be a stage: {what} is not annotated with an Artifact class"
-        raise RecipeError(problem, file=recipe.file, key=f"{stage.name}.do", mend="see docs/add_a_method.md")
+        raise RecipeError(problem, file=recipe.file, key=f"{stage.name}.do", mend="see docs/adding-a-method.md")
     return hint
 
 
@@ -128,15 +128,5 @@ def _named(recipe: Recipe, stage: Stage, earlier: list[Step], key: str, source: 
 
 
 def find_artifact(folder: Path, wanted: type[Artifact]) -> Path:
-    """The folder itself if it is an artifact; in a run's folder, the newest artifact of the wanted kind."""
-    from bessemer.core.artifact import MANIFEST
-    from bessemer.core.files import read_json
-
-    if (folder / MANIFEST).is_file():
-        return folder
-    inside = []
-    for manifest in folder.glob(f"*/{MANIFEST}"):
-        content = read_json(manifest)
-        if isinstance(content, dict) and content.get("kind") == wanted.kind:
-            inside.append((str(content.get("made_at", "")), manifest.parent))
-    return max(inside)[1] if inside else folder
+    """The folder itself if it is an artifact, or else the newest artifact of the wanted kind in a run's folder, if there is one."""
+    return folder if (folder / MANIFEST).is_file() else newest(folder, wanted.kind) or folder

@@ -30,11 +30,14 @@ def write(model: nn.Module, tokenizer: Tokenizer, prompts: list[str], options: d
     for number, prompt in enumerate(prompts):
         seed = options["seed"] + prompts[:number].count(prompt)  # equal prompts get different texts
         text, finish = "", ""
+        pieces = stream(model, tokenizer, [prompt], **{**options, "seed": seed})  # refuses what can't be before anything is shown
         _show(f"\x1b[1m{prompt}\x1b[0m" if sys.stdout.isatty() else prompt)
-        for piece in stream(model, tokenizer, [prompt], **{**options, "seed": seed}):
+        for piece in pieces:
             _show(piece.text)
             text += piece.text
             finish = piece.finish or finish
+        if finish == "context":
+            _show(" [the model's context is full]")
         _show("\n" if number == len(prompts) - 1 else "\n\n")
         written.append({"prompt": prompt, "text": text, "finish": finish})
     return written

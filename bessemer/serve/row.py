@@ -148,7 +148,7 @@ def _read(prompt: Prompt, number: int, tokenizer: Tokenizer, context: int, max_t
         raise BessemerError(
             f"the prompt has {len(read)} tokens, and the model's context of {context} leaves none to write",
             key=key,
-            mend=f"shorten it to fewer than {context - len(first)} tokens, or let its beginning be dropped with trim",
+            mend=f"shorten it to fewer than {context - len(first)} tokens, or drop its beginning with --trim (trim=True)",
         )
     room = context - len(first) - min(max_tokens or 1, context // 2)
     return first + read[len(read) - max(1, room) :]

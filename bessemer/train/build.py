@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from bessemer.core import device, registry
 from bessemer.core.errors import BessemerError, RecipeError
 from bessemer.core.progress import Progress
-from bessemer.core.registry import Choice
+from bessemer.core.registry import Auto, Choice
 from bessemer.core.work import Work
 from bessemer.data.loader import Loader
 from bessemer.data.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ from bessemer.train.run import Run
 from bessemer.train.source import Source
 from bessemer.train.task import Task
 
-SMOKE_STEPS = 4
+SMOKE_STEPS, SMOKE_LENGTH, SMOKE_ROWS = 4, 128, 4
 
 
 @dataclass
@@ -42,55 +42,84 @@ class Budget:
     micro_batch: int
 
 
+def row_length(work: Work, wanted: int | Auto, options: Mapping[str, Any]) -> int:
+    """Tokens of a training row: as the recipe says, or what the model's depth asks for.
+
+    Args:
+        options: the model's; its `length`, the positions it is made for, may still be "auto".
+
+    Raises:
+        RecipeError: rows would be longer than the model's context, or have no token.
+    """
+    context = options.get("length", "auto")
+    most = None if context == "auto" else int(context)
+    usual = dial.length(options.get("depth", 1))
+    rows = wanted if wanted != "auto" else usual if most is None else min(usual, most)
+    _above_zero(work, length=rows)
+    if most is not None and rows > most:
+        problem = f"rows of {rows} tokens are longer than the {most} the model is made for"
+        raise RecipeError(problem, key=f"{work.name}.length", mend="shorten the rows, or raise model.length if the model is a new one")
+    return min(rows, SMOKE_LENGTH) if work.smoke else rows
+
+
 def budget(
-    work: Work, model: torch.nn.Module, *, steps: int | None, tokens: Any, seconds: float | None, length: Any, batch: Any, micro_batch: Any
+    work: Work,
+    model: torch.nn.Module,
+    length: int,
+    *,
+    steps: int | None,
+    tokens: int | Auto | None,
+    seconds: float | None,
+    batch: int | Auto,
+    micro_batch: int | Auto,
 ) -> Budget:
     """Works out `auto` values and refuses combinations that can't be.
 
     Raises:
         RecipeError: a number is too small, the micro-batch does not divide the batch, or nothing ends the run.
     """
-    for name, value in (
-        ("steps", steps),
-        ("tokens", tokens),
-        ("seconds", seconds),
-        ("length", length),
-        ("batch", batch),
-        ("micro_batch", micro_batch),
-    ):
-        if isinstance(value, int | float) and value <= 0:
-            raise RecipeError(f"must be above 0, and is {value}", key=f"{work.name}.{name}")
+    _above_zero(work, steps=steps, tokens=tokens, seconds=seconds, batch=batch, micro_batch=micro_batch)
     parameters = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
     if tokens == "auto":
         tokens = dial.horizon(parameters) if steps is None and seconds is None else None
     if steps is None and tokens is None and seconds is None:
         raise RecipeError("nothing ends the run", key=f"{work.name}.tokens", mend='give steps, tokens or seconds, or tokens = "auto"')
-    length = dial.length(model.options["depth"]) if length == "auto" else length
     rows = max(1, dial.batch_tokens(tokens or dial.horizon(parameters)) // length) if batch == "auto" else batch
     micro = dial.micro_rows(rows, length) if micro_batch == "auto" else micro_batch
     if rows % micro:
         raise RecipeError(f"{micro} rows don't divide the global batch of {rows}", key=f"{work.name}.micro_batch", mend="choose a divisor of batch")
     if work.smoke:
-        steps, tokens, seconds = SMOKE_STEPS, None, None
+        return Budget(SMOKE_STEPS, None, None, length, SMOKE_ROWS, SMOKE_ROWS)
     return Budget(steps, tokens, seconds, length, rows, micro)
 
 
-def model_of(work: Work, tokenizer: Tokenizer, start: Model | None, choice: Choice) -> Any:
-    """The model to train: a new one by the recipe, or the earlier one with its weights.
+def _above_zero(work: Work, **values: Any) -> None:
+    for name, value in values.items():
+        if isinstance(value, int | float) and value <= 0:
+            raise RecipeError(f"must be above 0, and is {value}", key=f"{work.name}.{name}")
+
+
+def model_of(work: Work, tokenizer: Tokenizer, start: Model | None, choice: Choice, length: int | Auto) -> tuple[Any, int]:
+    """The model to train, a new one by the recipe or the earlier one with its weights; and the length of its rows.
+
+    A new model whose own length is left open is made for exactly the rows it is trained on.
 
     Raises:
-        RecipeError: the earlier model reads another vocabulary.
+        RecipeError: the earlier model reads another vocabulary, or shorter rows.
     """
     if start is None:
-        return choice(tokenizer.vocabulary_size, work.seed)
-    model = start.build()
+        rows = row_length(work, length, choice.options)
+        if choice.options.get("length") == "auto":
+            choice = choice.with_options(length=rows)
+        return choice(tokenizer.vocabulary_size, work.seed), rows
+    model: Any = start.build()
     if model.vocabulary < tokenizer.vocabulary_size:
         raise RecipeError(
             f"the earlier model knows {model.vocabulary} tokens, and the tokenizer has {tokenizer.vocabulary_size}",
             key=f"{work.name}.inputs",
             mend="tokenize with the tokenizer that came with the model",
         )
-    return model
+    return model, row_length(work, length, model.options)
 
 
 def number_format(wanted: str, key: str) -> torch.dtype:
@@ -124,30 +153,14 @@ def run(
     Raises:
         BessemerError: options contradict each other or don't fit the data.
     """
+    _check(work, task, schedule)
     memory.tune()
-    for name in schedule:
-        if name not in ("lr", "batch"):
-            raise RecipeError(f"there is nothing called '{name}' to schedule", key=f"{work.name}.schedule.{name}", mend="there is lr and batch")
-    if len({each.name for each in task}) != len(task):
-        raise RecipeError("two tasks have the same name", key=f"{work.name}.task", mend="give each its own name")
     model = model.to(device.device()).train()
-    if compile:
+    device.fuse(compile and not work.smoke)
+    if compile and not work.smoke:
         for block in model.blocks:
             block.compile(dynamic=False)
-    loaders = {
-        each.name: Loader(
-            store,
-            length=spend.length,
-            pack=each.pack,
-            mix=each.mix,
-            seed=work.seed,
-            only=None if each.domains == "auto" else each.domains,
-            task=each.name,
-        )
-        for each in task
-    }
-    whole = sum(each.share for each in task)
-    made = optimizers.build(model, optim, parameter_roles(model))
+    optimizer = optimizers.build(model, optim, parameter_roles(model))
     flops = model.flops_per_token(spend.length)
     work.info |= {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -158,16 +171,15 @@ def run(
         "length": spend.length,
         "model": registry.as_plain(model.options),
     }
+    identity = {"tokens": store.hash, "tokenizer": tokenizer.fingerprint}
     built = Run(
         work=work,
         model=model,
         engine=Engine(model, {each.name: (each.objective, each.weight) for each in task}, dtype),
-        optimizers=made,
-        source=Source(loaders, {each.name: each.share / whole for each in task}, spend.micro_batch),
+        optimizers=optimizer,
+        source=_source(work, store, task, spend),
         guard=guard(),
-        checkpoints=Checkpointer(
-            work.out / "checkpoints", identity={"tokens": store.hash, "tokenizer": tokenizer.fingerprint}, note=work.note, keep_last=keep
-        ),
+        checkpoints=Checkpointer(work.out / "checkpoints", identity=identity, note=work.note, keep_last=keep),
         metrics=Metrics(work.out),
         store=store,
         tokenizer=tokenizer,
@@ -183,6 +195,32 @@ def run(
     )
     built.hooks = [Log(built), *(choice(built) for choice in hooks)]
     return built
+
+
+def _check(work: Work, task: list[Task], schedule: dict[str, Choice]) -> None:
+    for name in schedule:
+        if name not in ("lr", "batch"):
+            raise RecipeError(f"there is nothing called '{name}' to schedule", key=f"{work.name}.schedule.{name}", mend="there is lr and batch")
+    if len({each.name for each in task}) != len(task):
+        raise RecipeError("two tasks have the same name", key=f"{work.name}.task", mend="give each its own name")
+
+
+def _source(work: Work, store: Tokens, task: list[Task], spend: Budget) -> Source:
+    """Where batches come from: a loader for each task, and the tasks' shares of a batch."""
+    loaders = {
+        each.name: Loader(
+            store,
+            length=spend.length,
+            pack=each.pack,
+            mix=each.mix,
+            seed=work.seed,
+            only=None if each.domains == "auto" else each.domains,
+            task=each.name,
+        )
+        for each in task
+    }
+    whole = sum(each.share for each in task)
+    return Source(loaders, {each.name: each.share / whole for each in task}, spend.micro_batch)
 
 
 def finish(done: Run) -> None:

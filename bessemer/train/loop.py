@@ -58,8 +58,9 @@ def steps(run: Run) -> Iterator[Report]:
             run.roll_back(verdict, batches)
             continue
         if verdict.action == "step":
-            with clock("update"):
+            with clock("saving"):
                 run.checkpoints.before_update()
+            with clock("update"):
                 run.optimizers.step()
         run.optimizers.zero_grad()
         run.advance(batches, skipped=verdict.action == "skip", seconds=clock.total())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -116,8 +117,10 @@ class Run:
 
     def save(self) -> None:
         """Begins a checkpoint of this very step; training goes on while it is written."""
+        start = time.perf_counter()
         tensors, plain = state_of(self.model, self.optimizers.optimizers)
         self.checkpoints.save(self.progress.step, tensors, {**plain, "progress": self.progress.as_dict(), "guard": self.guard.state()})
+        self.metrics.write({"step": self.progress.step, "time": {"saving": time.perf_counter() - start}})
 
     def log_guard(self, verdict: Verdict, result: Result, batches: list[Batch]) -> None:
         """Writes down what the guard did and the samples that did it: those of the micro-batches whose loss is not finite, else all."""
@@ -130,9 +133,11 @@ class Run:
         """Runs evaluation tasks on the model as it is and writes down what they say."""
         subject = Subject(self.model, self.tokenizer, self.store, seed=self.work.seed, smoke=self.work.smoke)
         # blocks are compiled for the shapes of training; measuring has others, few of them, and need not wait for a compiler
+        start, progress = time.perf_counter(), self.progress
         with at_rest(self.model), self.engine.precision(), torch.compiler.set_stance("force_eager"):
             figures = {task.name: task(subject) for task in tasks}
-        self.metrics.write({"step": self.progress.step, "tokens": self.progress.tokens, "seconds": self.progress.seconds, "evaluation": figures})
+        spent = {"evaluation": time.perf_counter() - start}
+        self.metrics.write({"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds, "evaluation": figures, "time": spent})
         return figures
 
     def identity(self) -> str:

@@ -7,13 +7,11 @@ import json
 import os
 import sys
 
-import torch  # noqa: F401 - imported once, for all children
+import torch
 import torch._dynamo
 import torch.distributed.checkpoint
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
-import bessemer.run.runner
-import bessemer.run.stages.train
 from bessemer import cli
 
 torch.set_num_threads(1)

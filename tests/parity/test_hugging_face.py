@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from parity_shapes import MAIN, SHAPES, VOCABULARY, reference, tokens
 from torch import Tensor
 
 import bessemer
@@ -16,6 +15,7 @@ from bessemer.core.batch import Batch
 from bessemer.models.families.decoder import Decoder
 from bessemer.models.hugging_face import export, write_folder
 from bessemer.models.package import Model, save_model
+from tests.parity.parity_shapes import MAIN, SHAPES, VOCABULARY, reference, tokens
 
 NEAR = 1e-5
 

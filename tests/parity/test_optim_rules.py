@@ -72,6 +72,7 @@ def test_adamw():
 
 @pytest.mark.parametrize("decay", [0.0, 1.0])
 def test_lion(decay):
+    pytest.importorskip("lion_pytorch")
     from lion_pytorch import Lion
 
     same("lion", lambda p: Lion(p, lr=1e-3, betas=(0.9, 0.99), weight_decay=decay), lr=1e-3, weight_decay=decay)
@@ -119,6 +120,7 @@ def test_adafactor_against_torch(decay):
 
 
 def test_adafactor_against_transformers():
+    pytest.importorskip("transformers")
     from transformers.optimization import Adafactor
 
     same("adafactor", lambda p: Adafactor(p, lr=1e-2, relative_step=False, scale_parameter=True), lr=1e-2)
@@ -149,11 +151,16 @@ def test_sgd_sai():
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_galore(decay, monkeypatch):
     without_bitsandbytes(monkeypatch)
+    pytest.importorskip("galore_torch")
     from galore_torch import GaLoreAdamW
 
     def theirs(p):
         return GaLoreAdamW(
-            split(p, rank=4, update_proj_gap=7, scale=0.25, proj_type="std"), lr=1e-2, betas=(0.9, 0.999), weight_decay=decay, no_deprecation_warning=True
+            split(p, rank=4, update_proj_gap=7, scale=0.25, proj_type="std"),
+            lr=1e-2,
+            betas=(0.9, 0.999),
+            weight_decay=decay,
+            no_deprecation_warning=True,
         )
 
     same("galore", theirs, lr=1e-2, rank=4, refresh=7, weight_decay=decay)
@@ -164,6 +171,7 @@ def test_galore(decay, monkeypatch):
 def test_apollo(mini, decay, monkeypatch):
     """The same projections in both: the package draws its own from other seeds."""
     without_bitsandbytes(monkeypatch)
+    pytest.importorskip("apollo_torch")
     from apollo_torch import APOLLOAdamW
     from apollo_torch.random_projector import GradientProjector
 
@@ -171,7 +179,7 @@ def test_apollo(mini, decay, monkeypatch):
     rank, scale, by = (1, 128.0, "tensor") if mini else (4, 2.0, "channel")
 
     def theirs(p):
-        options = dict(rank=rank, update_proj_gap=7, scale=scale, proj_type="std", proj="random", scale_type=by)
+        options = {"rank": rank, "update_proj_gap": 7, "scale": scale, "proj_type": "std", "proj": "random", "scale_type": by}
         return APOLLOAdamW(split(p, **options), lr=1e-3, betas=(0.9, 0.999), weight_decay=decay)
 
     def prepare(optimizer, reference):
@@ -190,7 +198,7 @@ def test_apollo(mini, decay, monkeypatch):
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_fira(decay):
     def theirs(p):
-        options = dict(rank=4, update_proj_gap=7, scale=0.25, projection_type="std")
+        options = {"rank": 4, "update_proj_gap": 7, "scale": 0.25, "projection_type": "std"}
         # the package refreshes at steps 7, 14 counted from 1 besides the first; ours, like the authors', at 1, 8, 15
         return po.Fira(split(p, **options), lr=1e-2, betas=(0.9, 0.999), weight_decay=decay)
 
@@ -208,6 +216,7 @@ def test_fira(decay):
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_quantised_adamw(bits, decay):
     """Large enough to be quantised; torchao's rule run without its compiler. Ours rounds in the same places: one code the other way would show."""
+    pytest.importorskip("torchao")
     from torchao.optim import AdamW4bit, AdamW8bit
 
     def theirs(p):
@@ -220,6 +229,7 @@ def test_quantised_adamw(bits, decay):
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_schedule_free_adamw(decay):
+    pytest.importorskip("schedulefree")
     from schedulefree import AdamWScheduleFree
 
     def theirs(p):
@@ -231,6 +241,7 @@ def test_schedule_free_adamw(decay):
 
 
 def test_schedule_free_average():
+    pytest.importorskip("schedulefree")
     from schedulefree import AdamWScheduleFree
 
     start, gradients = problem()

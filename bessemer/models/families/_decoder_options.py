@@ -9,6 +9,8 @@ from bessemer.models.layers.rope import scaling_problem
 
 HEAD_SIZE = 64
 MULTIPLE = 64
+LENGTH = 2048
+"""Positions where nothing says how many: training fills in its rows' length."""
 
 
 def resolve(given: dict[str, Any]) -> dict[str, Any]:
@@ -23,6 +25,8 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
         o["heads"] = max(1, o["width"] // o["head_size"])
     if o["kv_heads"] == "auto":
         o["kv_heads"] = _kv_heads(o["heads"])
+    if o["length"] == "auto":
+        o["length"] = LENGTH
     if o["ffn"] == "auto":
         factor = 8 / 3 if o["mlp"] == "swiglu" else 4
         o["ffn"] = max(MULTIPLE, round(o["width"] * factor / MULTIPLE) * MULTIPLE)

@@ -46,7 +46,7 @@ class Decoder(nn.Module):
         positions: rotary or learned absolute ones.
         theta, rope_scaling: base of the rotary frequencies, and a table with "rope_type" and its keys as in Hugging Face's
             config.json (linear, dynamic, yarn, llama3, longrope).
-        length: positions the model is made for.
+        length: positions the model is made for, its context; auto: those of the rows it is trained on, 2,048 outside of training.
         window: tokens each query may look back at, itself included; None: all.
         window_layers: which layers have the window; None: all.
         tied: the head shares the embedding's weight.
@@ -80,7 +80,7 @@ class Decoder(nn.Module):
         positions: Literal["rope", "learned", "none"] = "rope",
         theta: float = 10000.0,
         rope_scaling: dict[str, Any] | None = None,
-        length: int = 2048,
+        length: int | Auto = "auto",
         window: int | None = None,
         window_layers: list[int] | None = None,
         tied: bool = False,
@@ -94,8 +94,8 @@ class Decoder(nn.Module):
         self.options = o = resolve(given)
         check(vocabulary, o)
         self.embed = Embedding(vocabulary, o["width"])
-        self.place = Embedding(length, o["width"], "position") if positions == "learned" else None
-        self.rope = Rope(o["head_size"], theta, length, rope_scaling) if positions == "rope" else None
+        self.place = Embedding(o["length"], o["width"], "position") if positions == "learned" else None
+        self.rope = Rope(o["head_size"], theta, o["length"], rope_scaling) if positions == "rope" else None
         self.blocks = nn.ModuleList(_block(o, layer) for layer in range(depth))
         self.windowed = [window is not None and (window_layers is None or layer in window_layers) for layer in range(depth)]
         self.norm = nn.Identity() if norm_place == "post" else _norm(o)

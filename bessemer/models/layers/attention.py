@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bessemer.core import device
+from bessemer.models.layers.blocked import blocked_attention
 from bessemer.models.layers.linear import Linear
 from bessemer.models.layers.norm import RMSNorm
 from bessemer.models.layers.rope import rotate
@@ -93,7 +96,10 @@ class Attention(nn.Module):
         mask = context.mask
         if cache is not None:
             key, value = cache.update(self.layer, key, value)
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None and context.causal, enable_gqa=self.heads != self.kv_heads
-        )
+        if cache is None and context.causal and torch.compiler.is_compiling() and device.slow_flash_backward(query):
+            repeats = self.heads // self.kv_heads
+            mixed = blocked_attention(query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), mask)
+        else:
+            causal = mask is None and context.causal
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=self.heads != self.kv_heads)
         return self.out(mixed.transpose(1, 2).reshape(rows, length, -1))

@@ -27,7 +27,7 @@ def load_tokenizer(
         "end": made.end,
         "begin": made.begin,
         "pad": made.pad,
-        "engine": "tiktoken" if made.fast else "tokenizers",
+        "engine": made.engine,
         "fingerprint": made.fingerprint,
     }
     return None  # type: ignore[return-value]  # the runner seals and opens it

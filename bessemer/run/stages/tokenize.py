@@ -13,6 +13,9 @@ from bessemer.data.tokenizer import Tokenizer
 from bessemer.data.tokens import Tokens
 from bessemer.data.workers import Engine
 
+SMOKE_HELD_OUT = 0.1
+"""Of the few documents of a smoke run, the share held out: enough for every domain to have one."""
+
 
 def tokenize(
     work: Work,
@@ -40,6 +43,8 @@ def tokenize(
         raise RecipeError(f"a fraction from 0 to below 1 is wanted, and {held_out} is given", key="held_out")
     if shard_megabytes < 1:
         raise RecipeError(f"a shard has at least 1 megabyte, and {shard_megabytes} is given", key="shard_megabytes")
+    if work.smoke and held_out:
+        held_out = max(held_out, SMOKE_HELD_OUT)
     started, size = time.monotonic(), corpus.bytes
 
     def told(done: int, tokens: int) -> None:

@@ -22,10 +22,10 @@ def train(
     tokenizer: Tokenizer,
     start: Model | None = None,
     *,
-    model: Annotated[Choice, Kind("models/families")] = {"name": "decoder", "depth": 4},  # type: ignore[assignment]  # noqa: B006
-    task: list[Task] = [Task()],  # noqa: B006
-    optim: list[Annotated[Choice, Kind("optim", role=str, match=str, dims=int)]] = [{"role": "matrix", "name": "muon"}, {"name": "adamw"}],  # type: ignore[list-item]  # noqa: B006
-    schedule: dict[str, Annotated[Choice, Kind("schedules")]] = {"lr": "wsd"},  # type: ignore[dict-item]  # noqa: B006
+    model: Annotated[Choice, Kind("models/families")] = {"name": "decoder", "depth": 4},  # type: ignore[assignment]
+    task: list[Task] = [Task()],
+    optim: list[Annotated[Choice, Kind("optim", role=str, match=str, dims=int)]] = [{"role": "matrix", "name": "muon"}, {"name": "adamw"}],  # type: ignore[list-item]
+    schedule: dict[str, Annotated[Choice, Kind("schedules")]] = {"lr": "wsd"},  # type: ignore[dict-item]
     length: int | Auto = "auto",
     batch: int | Auto = "auto",
     micro_batch: int | Auto = "auto",
@@ -37,7 +37,7 @@ def train(
     precision: Literal["auto", "bfloat16", "float32"] = "auto",
     compile: bool | Auto = "auto",
     keep: int = 2,
-    hooks: list[Annotated[Choice, Kind("train/hooks")]] = ["evaluate", "save"],  # type: ignore[list-item]  # noqa: B006
+    hooks: list[Annotated[Choice, Kind("train/hooks")]] = ["evaluate", "save"],  # type: ignore[list-item]
 ) -> Model:
     """Trains a model on a token store, from scratch or from an earlier model.
 
@@ -46,7 +46,7 @@ def train(
         task: what is learned, from which domains, with which objective and weight.
         optim: which optimizer takes which parameters; the first entry whose role, match or dims fit.
         schedule: factors of the learning rate (`lr`) and of the batch (`batch`).
-        length: tokens of a row.
+        length: tokens of a row; a new model is made for as many positions, unless its own `length` says otherwise.
         batch: rows of a global batch.
         micro_batch: rows computed at once; the gradient doesn't depend on it.
         steps: end after so many steps, or
@@ -57,8 +57,8 @@ def train(
         compile: compile each kind of block once.
         keep: checkpoints kept.
     """
-    new = build.model_of(work, tokenizer, start, model)
-    spend = build.budget(work, new, steps=steps, tokens=tokens, seconds=seconds, length=length, batch=batch, micro_batch=micro_batch)
+    new, rows = build.model_of(work, tokenizer, start, model, length)
+    spend = build.budget(work, new, rows, steps=steps, tokens=tokens, seconds=seconds, batch=batch, micro_batch=micro_batch)
     meter = Meter()
     dtype = build.number_format(precision, f"{work.name}.precision")
     run = build.run(

@@ -61,6 +61,6 @@ def _figures(made: Tokenizer, check: list[str]) -> dict[str, object]:
         "begin": made.begin,
         "pad": made.pad,
         "bytes_per_token": round(size / ids, 4) if ids else None,
-        "engine": "tiktoken" if made.fast else "tokenizers",
+        "engine": made.engine,
         "fingerprint": made.fingerprint,
     }

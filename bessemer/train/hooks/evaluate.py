@@ -19,8 +19,8 @@ class Evaluate:
         tasks: what is measured; by default bits per byte of held-out documents, by domain.
     """
 
-    def __init__(self, run: Run, *, times: int = 10, tasks: list[Annotated[Choice, Kind("evaluate/tasks")]] = ["bits_per_byte"]) -> None:  # type: ignore[list-item]  # noqa: B006
-        self.run, self.times, self.tasks = run, times, tasks
+    def __init__(self, run: Run, *, times: int = 10, tasks: list[Annotated[Choice, Kind("evaluate/tasks")]] = ["bits_per_byte"]) -> None:  # type: ignore[list-item]
+        self.run, self.times, self.tasks = run, 1 if run.work.smoke else times, tasks
 
     def due(self, report: Report) -> bool:
         now = report.progress.fraction

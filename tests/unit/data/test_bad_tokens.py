@@ -4,7 +4,6 @@ import os
 
 import numpy as np
 import pytest
-from token_stores import documents, folder, small_corpus, small_tokenizer, small_tokens, store, train
 
 from bessemer.core.errors import ArtifactError, BessemerError, DataError, RecipeError
 from bessemer.core.work import Work
@@ -17,6 +16,7 @@ from bessemer.data.tokens import META, SHARDS, Tokens
 from bessemer.run.stages.load_tokenizer import load_tokenizer
 from bessemer.run.stages.tokenize import tokenize
 from bessemer.run.stages.train_tokenizer import train_tokenizer
+from tests.unit.data.token_stores import documents, folder, small_corpus, small_tokenizer, small_tokens, store, train
 
 
 def copied():

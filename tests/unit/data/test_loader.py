@@ -3,10 +3,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from token_stores import small_tokens
 
 from bessemer.data.loader import Loader
 from bessemer.data.prefetch import Prefetch
+from tests.unit.data.token_stores import small_tokens
 
 MIX = {"name": "fixed", "weights": {"code": 2, "prose": 5, "rare": 1}}
 

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from token_stores import documents, folder, small_corpus, small_tokenizer, small_tokens, store
 
 from bessemer.core.work import Work
 from bessemer.data.corpus import write_corpus
 from bessemer.data.held_out import held_out_batches
 from bessemer.data.tokens import SHARDS
 from bessemer.run.stages.tokenize import tokenize
+from tests.unit.data.token_stores import documents, folder, small_corpus, small_tokenizer, small_tokens, store
 
 
 def contents(tokens):

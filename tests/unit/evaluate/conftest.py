@@ -1,21 +1,16 @@
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "serve"))
 
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
-    from toy import byte_tokenizer
+    from tests.unit.serve.toy import byte_tokenizer
 
     return byte_tokenizer(tmp_path_factory.mktemp("tokenizer"), [("t", "h"), ("th", "e"), ("a", "b"), ("Ġ", "a")])
 
 
 @pytest.fixture(scope="session")
 def model(tokenizer):
-    from toy import tiny
+    from tests.unit.serve.toy import tiny
 
     return tiny(tokenizer.vocabulary_size)
 
@@ -51,14 +46,3 @@ def tokens(tokenizer, tmp_path_factory):
     info = write_store(corpus, tokenizer, folder / "tokens", held_out=1.0, processes=1)
     seal(folder / "tokens", "tokens", recipe={}, parents={}, info=info)
     return Tokens.open(folder / "tokens")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny models run many times faster without waiting for a second thread."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from toy import byte_tokenizer, tiny
 
 from bessemer.core.errors import BessemerError, DataError, RecipeError
 from bessemer.evaluate.held_out import document_sums, held_out_bits_per_byte
 from bessemer.evaluate.subject import Subject
 from bessemer.evaluate.tasks.bits_per_byte import bits_per_byte
+from tests.unit.serve.toy import byte_tokenizer, tiny
 
 
 def bits_of(model, tokenizer, text):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from toy import tiny
 
 from bessemer.core.errors import BessemerError
 from bessemer.evaluate.likelihood import likelihoods, split, whole_likelihoods
 from bessemer.evaluate.subject import Subject
+from tests.unit.serve.toy import tiny
 
 PAIRS = [("the cat", " sat on"), ("", "ab ab"), ("x", "y"), ("a long context " * 5, " and so on"), ("1 + 1 =", " 2")]
 

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from toy import byte_tokenizer, tiny
 
 from bessemer.core.artifact import seal
 from bessemer.core.errors import BessemerError, DataError, RecipeError
@@ -14,6 +13,7 @@ from bessemer.evaluate.held_out import held_out_bits_per_byte
 from bessemer.models.package import Model, save_model
 from bessemer.serve.generate import generate
 from bessemer.serve.samples import Samples
+from tests.unit.serve.toy import byte_tokenizer, tiny
 
 
 @pytest.fixture(scope="module")

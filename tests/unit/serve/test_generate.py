@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from toy import tiny
 
 from bessemer.core.batch import Batch
 from bessemer.core.errors import BessemerError
@@ -10,6 +9,7 @@ from bessemer.serve.cache import Cache
 from bessemer.serve.decode import longest_look
 from bessemer.serve.generate import generate, stream
 from bessemer.serve.sampler import Sampling, draw, pick
+from tests.unit.serve.toy import tiny
 
 PROMPTS = ["the cat", "a", "hello there, my friend", "", "ab ab ab", "a"]
 SHAPES = {

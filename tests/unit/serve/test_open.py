@@ -1,13 +1,13 @@
 """Opening a model with its tokenizer from whatever folder holds one."""
 
 import pytest
-from toy import tiny
 
 from bessemer.core.artifact import seal
 from bessemer.core.errors import ArtifactError, BessemerError, DataError
 from bessemer.models.package import save_model
 from bessemer.serve.generate import generate
 from bessemer.serve.open import open_model
+from tests.unit.serve.toy import tiny
 
 
 @pytest.fixture(scope="module")

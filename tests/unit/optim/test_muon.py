@@ -1,0 +1,65 @@
+"""Muon: each matrix orthogonalised on its own, whatever it is stacked with."""
+
+import pytest
+import torch
+
+from bessemer.optim.muon import Muon, orthogonalise
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 48), (2, 48, 16), (1, 1, 8), (1, 8, 1)])
+def test_singular_values_end_near_one(shape):
+    matrices = draw(*shape)
+    found = orthogonalise(matrices, 5).float() / max(1.0, shape[1] / shape[2]) ** 0.5
+    values = torch.linalg.svdvals(found)
+    assert float(values.min()) > 0.6
+    assert float(values.max()) < 1.3
+
+
+def test_direction_is_that_of_the_polar_factor():
+    matrix = draw(1, 24, 40)
+    u, _, v = torch.linalg.svd(matrix[0], full_matrices=False)
+    found = orthogonalise(matrix, 5)[0].float()
+    alike = torch.nn.functional.cosine_similarity(found.flatten(), (u @ v).flatten(), dim=0)
+    assert float(alike) > 0.98
+
+
+def step(parameter, parts, gradient):
+    optimizer = Muon([{"params": [parameter], "parts": [parts]}], lr=0.1, weight_decay=0.0)
+    parameter.grad = gradient
+    optimizer.step()
+    return parameter.detach()
+
+
+def test_stacked_matrices_move_as_if_each_stood_alone():
+    gradient = draw(48, 16)
+    stacked = step(torch.nn.Parameter(torch.zeros(48, 16)), (16, 16, 16), gradient)
+    alone = [step(torch.nn.Parameter(torch.zeros(16, 16)), (), part) for part in gradient.split(16)]
+    torch.testing.assert_close(stacked, torch.cat(alone))
+    whole = step(torch.nn.Parameter(torch.zeros(48, 16)), (), gradient)
+    assert float((whole - stacked).abs().max()) > 1e-3
+
+
+def test_twenty_steps_equal_torchs_own():
+    ours, theirs = torch.nn.Parameter(draw(24, 40)), torch.nn.Parameter(draw(24, 40))
+    mine = Muon([{"params": [ours]}], lr=0.02, weight_decay=0.1)
+    reference = torch.optim.Muon([theirs], lr=0.02, momentum=0.95, nesterov=True, weight_decay=0.1, adjust_lr_fn="original")
+    for number in range(20):
+        ours.grad, theirs.grad = draw(24, 40, seed=number), draw(24, 40, seed=number)
+        mine.step()
+        reference.step()
+    # torch iterates in bfloat16 whatever the machine, so the directions differ by its rounding and no more
+    moved = (theirs - draw(24, 40)).norm()
+    assert float((ours - theirs).norm() / moved) < 0.02
+
+
+def test_a_zero_gradient_moves_nothing_and_a_missing_one_is_passed_over():
+    still, absent = torch.nn.Parameter(draw(8, 8)), torch.nn.Parameter(draw(8, 8))
+    optimizer = Muon([{"params": [still, absent]}], lr=0.1, weight_decay=0.0)
+    still.grad = torch.zeros(8, 8)
+    optimizer.step()
+    torch.testing.assert_close(still.detach(), draw(8, 8))
+    torch.testing.assert_close(absent.detach(), draw(8, 8))
