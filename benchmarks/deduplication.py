@@ -139,7 +139,14 @@ def measure(place: Path, many: int, few: int, rounds: int) -> dict[str, Any]:
     own, peer = score(ids, kept), score(ids, peer_kept)
     medians = {name: statistics.median(rates) for name, rates in speeds.items()}
     size = sum(len(document.text) for document in large) / many
-    return {"documents_per_second": medians, "runs": speeds, "ratio": medians["ours"] / medians["datatrove"], "ours": own, "datatrove": peer, "bytes": size}
+    return {
+        "documents_per_second": medians,
+        "runs": speeds,
+        "ratio": medians["ours"] / medians["datatrove"],
+        "ours": own,
+        "datatrove": peer,
+        "bytes": size,
+    }
 
 
 def main() -> None:
@@ -152,7 +159,11 @@ def main() -> None:
     print(f"{'':12}{'docs/s':>10}" + "".join(f"{rate:>8}" for rate in RATES) + f"{'precision':>11}")
     for name in ("ours", "datatrove"):
         row = figures[name]
-        print(f"{name:12}{figures['documents_per_second'][name]:10.0f}" + "".join(f"{row['recall'][str(r)]:8.3f}" for r in RATES) + f"{row['precision']:11.3f}")
+        print(
+            f"{name:12}{figures['documents_per_second'][name]:10.0f}"
+            + "".join(f"{row['recall'][str(r)]:8.3f}" for r in RATES)
+            + f"{row['precision']:11.3f}"
+        )
     speed = figures["documents_per_second"]["ours"]
     noise = 0.02  # of recall averaged over about a thousand planted copies
     holds = speed >= 20 * MEASURED and figures["ratio"] >= 20 and figures["ours"]["all"] >= figures["datatrove"]["all"] - noise

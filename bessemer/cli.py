@@ -105,7 +105,6 @@ def _run(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
     return 0
 
 
-
 def _compare(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
     parser.add_argument("recipe", help="a TOML file or the name of a shipped recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="the same for every variant")
@@ -145,7 +144,9 @@ def _generate(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int
     given = args.prompt or ([sys.stdin.read()] if not sys.stdin.isatty() else [""])
     model, tokenizer = open_model(args.model, args.tokenizer)
     options = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name, *_ in SAMPLING} | {"stop": args.stop, "trim": args.trim}
-    written = writing.write(model, tokenizer, [prompt for prompt in given for _ in range(args.number)], options, live=not (args.json or args.quiet or args.out))
+    written = writing.write(
+        model, tokenizer, [prompt for prompt in given for _ in range(args.number)], options, live=not (args.json or args.quiet or args.out)
+    )
     _save(args.out, written)
     if args.json:
         print(json.dumps({"texts": written}, ensure_ascii=False))
@@ -262,6 +263,7 @@ def _save(out: str | None, value: Any) -> None:
         if place.is_dir():
             raise BessemerError("is a folder, and a file is wanted", file=place, key="--out", mend=f"for example {place / 'result.json'}")
         files.write_json(place, value)
+
 
 def _say(args: argparse.Namespace, value: dict[str, Any], text: str) -> None:
     """The command's answer: JSON for programs, text for people."""

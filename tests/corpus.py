@@ -30,7 +30,8 @@ def corpus(folder: Path, count: int = 120, seed: int = 0):
 
 def recipe(corpus_folder: Path, **train) -> str:
     """A recipe file's text: tokenizer, tokens and a very small model on a corpus that stands already."""
-    given = {"steps": 40, "batch": 4, "length": 32, "compile": False, "precision": '"float32"'} | train
+    model = '{ name = "decoder", depth = 2, width = 32, heads = 2, ffn = 64 }'
+    given = {"model": model, "steps": 40, "batch": 4, "length": 32, "compile": False, "precision": '"float32"'} | train
     lines = "\n".join(f"{key} = {str(value).lower() if isinstance(value, bool) else value}" for key, value in given.items())
     return f"""
 name = "small"
@@ -46,6 +47,5 @@ held_out = 0.1
 processes = 1
 [[stage]]
 do = "train"
-model = {{ name = "decoder", depth = 2, width = 32, heads = 2, ffn = 64 }}
 {lines}
 """

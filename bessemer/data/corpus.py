@@ -66,9 +66,7 @@ class Corpus(Artifact):
         """How many bytes of UTF-8 the texts have together."""
         return sum(entry["bytes"] for inner in self.counts.values() for entry in inner.values())
 
-    def batches(
-        self, columns: Sequence[str] = COLUMNS, rows: int = 1024, shards: Sequence[Path] | None = None
-    ) -> Iterator[pyarrow.RecordBatch]:
+    def batches(self, columns: Sequence[str] = COLUMNS, rows: int = 1024, shards: Sequence[Path] | None = None) -> Iterator[pyarrow.RecordBatch]:
         """The documents in order, as Arrow batches of at most `rows` rows; memory is bounded by one row group.
 
         Args:

@@ -121,7 +121,9 @@ def write_pairs(file: Path, shards: Sequence[Path], removed: Array, kept: Array,
         names: the methods'.
     """
     wanted = numpy.unique(numpy.concatenate([removed, kept]))
-    found = pyarrow.concat_tables(list(_rows(shards, wanted))) if len(wanted) else pyarrow.table({c: pyarrow.array([], "string") for c in COLUMNS[1:4]})
+    found = (
+        pyarrow.concat_tables(list(_rows(shards, wanted))) if len(wanted) else pyarrow.table({c: pyarrow.array([], "string") for c in COLUMNS[1:4]})
+    )
     columns: dict[str, Any] = {}
     for which, places in (("kept", kept), ("removed", removed)):
         rows = found.take(numpy.searchsorted(wanted, places))

@@ -29,7 +29,9 @@ class SentencePieceEngine:
             import sentencepiece
         except ImportError:
             mend = 'pip install "bessemer[hub]", or take the tokenizer.json that many models come with'
-            raise DataError("is a SentencePiece model, which the package sentencepiece must read; it is not installed", file=file, mend=mend) from None
+            raise DataError(
+                "is a SentencePiece model, which the package sentencepiece must read; it is not installed", file=file, mend=mend
+            ) from None
         try:
             data = file.read_bytes()
             self.processor: Any = sentencepiece.SentencePieceProcessor(model_proto=data)

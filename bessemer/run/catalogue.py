@@ -66,7 +66,12 @@ def options(entry: registry.Entry) -> list[dict[str, Any]]:
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             needed = parameter.default is inspect.Parameter.empty
             found.append(
-                {"name": parameter.name, "type": inspect.formatannotation(parameter.annotation).strip("'"), "needed": needed, "default": None if needed else parameter.default}
+                {
+                    "name": parameter.name,
+                    "type": inspect.formatannotation(parameter.annotation).strip("'"),
+                    "needed": needed,
+                    "default": None if needed else parameter.default,
+                }
             )
     return found
 

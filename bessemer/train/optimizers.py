@@ -110,7 +110,13 @@ def _construct(
     rate, decay = choice.options.get("lr", 1.0), choice.options.get("weight_decay", 0.0)
     groups: list[dict[str, Any]] = []
     for (scale, decays), members in sorted(grouped.items()):
-        group: dict[str, Any] = {"params": [p for _, p in members], "names": [n for n, _ in members], "rate": rate, "base_lr": rate * scale, "lr": rate * scale}
+        group: dict[str, Any] = {
+            "params": [p for _, p in members],
+            "names": [n for n, _ in members],
+            "rate": rate,
+            "base_lr": rate * scale,
+            "lr": rate * scale,
+        }
         if decay:
             group["weight_decay"] = decay / scale if decays else 0.0
         group["parts"] = [parts.get(n, ()) for n, _ in members]

@@ -19,7 +19,11 @@ def ragged(rows=ROWS, seed=0):
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, VOCABULARY, (rows, LENGTH), generator=draw)
     targets = torch.randint(0, VOCABULARY, (rows, LENGTH), generator=draw)
-    positions, segments, weights = torch.zeros(rows, LENGTH, dtype=torch.int64), torch.zeros(rows, LENGTH, dtype=torch.int64), torch.zeros(rows, LENGTH)
+    positions, segments, weights = (
+        torch.zeros(rows, LENGTH, dtype=torch.int64),
+        torch.zeros(rows, LENGTH, dtype=torch.int64),
+        torch.zeros(rows, LENGTH),
+    )
     for row in range(1, rows):
         at, number = 0, 1
         while at < LENGTH - 2:

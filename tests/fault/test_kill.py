@@ -22,7 +22,9 @@ OPTIM = '[{ role = "matrix", name = "muon", lr = 0.02 }, { name = "adamw", lr = 
 class Zygote:
     def __init__(self):
         root = Path(__file__).resolve().parents[2]
-        self.process = subprocess.Popen([sys.executable, "-m", "tests.fault.zygote"], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.fault.zygote"], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def start(self, argv, log):
         self.process.stdin.write(json.dumps({"argv": argv, "log": str(log)}) + "\n")
@@ -45,7 +47,9 @@ def zygote():
 
 
 def write_recipe(folder, name):
-    hooks = f'[{{ name = "save", every = 3 }}, {{ name = "evaluate", times = 3 }}, {{ name = "tests.fault.seen.Seen", file = "{folder / name}.seen" }}]'
+    hooks = (
+        f'[{{ name = "save", every = 3 }}, {{ name = "evaluate", times = 3 }}, {{ name = "tests.fault.seen.Seen", file = "{folder / name}.seen" }}]'
+    )
     text = recipe(folder / "corpus", steps=STEPS, optim=OPTIM, hooks=hooks, micro_batch=2)
     path = folder / f"{name}.toml"
     path.write_text(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bessemer.data.document import Document
 
-SENTENCE_ENDS = (".", "!", "?", "\"", "'", "”", "’", "。", "！", "？", "।", "؟")
+SENTENCE_ENDS = (".", "!", "?", '"', "'", "”", "’", "。", "！", "？", "।", "؟")
 
 
 def fineweb(

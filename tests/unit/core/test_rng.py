@@ -49,7 +49,15 @@ def test_permute_mixes():
 
 
 def test_keys_depend_on_every_argument():
-    keys = [rng.key(1, "a"), rng.key(2, "a"), rng.key(1, "b"), rng.key(1, "a", 0), rng.key(1, "a", "0", 1), rng.key(1, "a", 0, 1, 2), rng.key(1, "a", 1, 0)]
+    keys = [
+        rng.key(1, "a"),
+        rng.key(2, "a"),
+        rng.key(1, "b"),
+        rng.key(1, "a", 0),
+        rng.key(1, "a", "0", 1),
+        rng.key(1, "a", 0, 1, 2),
+        rng.key(1, "a", 1, 0),
+    ]
     assert len(set(keys)) == len(keys)
     assert all(0 <= key < 2**63 for key in keys)
 

@@ -74,7 +74,13 @@ def test_empty_corpus(function, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "method", [{"name": "minhash", "bands": 200}, {"name": "minhash", "ngram": 0}, {"name": "minhash", "threshold": 1.5}, {"name": "minhash", "permutations": 0}]
+    "method",
+    [
+        {"name": "minhash", "bands": 200},
+        {"name": "minhash", "ngram": 0},
+        {"name": "minhash", "threshold": 1.5},
+        {"name": "minhash", "permutations": 0},
+    ],
 )
 def test_bad_minhash_options(method, corpus, tmp_path):
     with pytest.raises(RecipeError, match="minhash"):

@@ -59,22 +59,39 @@ def test_removed_for_its_reason(name, text, reason):
 
 
 def test_c4_drops_lines():
-    text = GOOD + "\nHome | About | Contact\nPlease enable JavaScript to see this.\nRead our privacy policy here please.\nHe was born[1] in a town.[citation needed]"
+    text = (
+        GOOD
+        + "\nHome | About | Contact\nPlease enable JavaScript to see this.\nRead our privacy policy here please.\nHe was born[1] in a town.[citation needed]"
+    )
     assert apply("c4", text).text == GOOD + "\nHe was born in a town."
 
 
 @pytest.mark.parametrize("read_as", ["latin-1", "cp1252"])
-@pytest.mark.parametrize("good", ["Déjà vu à Genève, où l'été fut très chaud", "naïve façade – “quoted” … €5", "Übergrößenträger über Öl", "日本語のテキスト", "Привет, мир", "emoji 😀 here"])
+@pytest.mark.parametrize(
+    "good",
+    [
+        "Déjà vu à Genève, où l'été fut très chaud",
+        "naïve façade – “quoted” … €5",
+        "Übergrößenträger über Öl",
+        "日本語のテキスト",
+        "Привет, мир",
+        "emoji 😀 here",
+    ],
+)
 @pytest.mark.parametrize("times", [1, 2])
 def test_mojibake_is_mended(good, read_as, times):
     broken = good
     for _ in range(times):
-        broken = "".join(bytes([b]).decode(read_as) if read_as == "latin-1" or b not in (0x81, 0x8D, 0x8F, 0x90, 0x9D) else chr(b) for b in broken.encode())
+        broken = "".join(
+            bytes([b]).decode(read_as) if read_as == "latin-1" or b not in (0x81, 0x8D, 0x8F, 0x90, 0x9D) else chr(b) for b in broken.encode()
+        )
     assert broken != good
     assert mend_mojibake(broken) == good
 
 
-@pytest.mark.parametrize("good", ["Ça va, CAFÉ» dit-il", "São João, ÃO NÃO", "Größe: ÄÖÜ äöü ß", "“ÀÉÎÕÜ”", "10 °C ± 2 µm, ½ × ¾", "Ångström ©2020 ® Ñandú", "naïve"])
+@pytest.mark.parametrize(
+    "good", ["Ça va, CAFÉ» dit-il", "São João, ÃO NÃO", "Größe: ÄÖÜ äöü ß", "“ÀÉÎÕÜ”", "10 °C ± 2 µm, ½ × ¾", "Ångström ©2020 ® Ñandú", "naïve"]
+)
 def test_good_text_is_not_mended(good):
     assert mend_mojibake(good) == good
 
@@ -92,7 +109,11 @@ def test_unicode_form_controls_and_line_ends():
         ("O gato está na mesa e não quer descer por causa do cão que está em casa.", "pt"),
         ("De kat zit op de tafel en het is niet de bedoeling dat hij er van af gaat.", "nl"),
         ("Katten sitter på bordet och det är inte bra för den som har att städa.", "sv"),
-        ("Кошка сидит на столе и не хочет уходить", "ru"), ("猫がテーブルの上に座っています", "ja"), ("猫坐在桌子上不想下来", "zh"), ("고양이가 탁자 위에 앉아 있다", "ko"), ("12345 67890", None),
+        ("Кошка сидит на столе и не хочет уходить", "ru"),
+        ("猫がテーブルの上に座っています", "ja"),
+        ("猫坐在桌子上不想下来", "zh"),
+        ("고양이가 탁자 위에 앉아 있다", "ko"),
+        ("12345 67890", None),
     ],
 )
 def test_languages_are_told(text, language):

@@ -9,7 +9,10 @@ from bessemer.data.document import Document
 
 
 def some(count):
-    return [Document(f"text {i} " * (i % 50 + 1), "ab"[i % 2], ["prose", "code", "talk"][i % 3], str(i), {"n": i} if i % 5 == 0 else {}) for i in range(count)]
+    return [
+        Document(f"text {i} " * (i % 50 + 1), "ab"[i % 2], ["prose", "code", "talk"][i % 3], str(i), {"n": i} if i % 5 == 0 else {})
+        for i in range(count)
+    ]
 
 
 def test_round_trip(tmp_path):

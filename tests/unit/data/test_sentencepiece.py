@@ -32,7 +32,30 @@ KINDS = {
     "spaces_behind": {"model_type": "unigram", "treat_whitespace_as_suffix": True},
 }
 BY_TOKENIZERS = ("llama", "identity", "users_identity")
-TEXT = st.lists(st.sampled_from(["<call>", "<back>", "</s>", "<unk>", "\r\n", " ", "  ", "\u2581", "the", "re", "42", "e\u0301", "a\u0323\u0300", "\ufb01\u0301", "\x1f", "日", "\t"]) | st.text(max_size=4)).map("".join)
+TEXT = st.lists(
+    st.sampled_from(
+        [
+            "<call>",
+            "<back>",
+            "</s>",
+            "<unk>",
+            "\r\n",
+            " ",
+            "  ",
+            "\u2581",
+            "the",
+            "re",
+            "42",
+            "e\u0301",
+            "a\u0323\u0300",
+            "\ufb01\u0301",
+            "\x1f",
+            "日",
+            "\t",
+        ]
+    )
+    | st.text(max_size=4)
+).map("".join)
 _made = {}
 
 

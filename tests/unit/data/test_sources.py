@@ -133,7 +133,11 @@ class TestStdlib:
                 (root / name).write_text("Name: alpha\n\n" + "A long description. " * 20 if "METADATA" in name else body)
             (root / "alpha/table.py").write_text("TABLE = [" + "1234, 5678, " * 400 + "]\n")
             (root / "std").mkdir()
-            monkeypatch.setattr(_python.sysconfig, "get_paths", lambda: {"stdlib": str(root / "std"), "platstdlib": str(root / "std"), "purelib": str(root), "platlib": str(root)})
+            monkeypatch.setattr(
+                _python.sysconfig,
+                "get_paths",
+                lambda: {"stdlib": str(root / "std"), "platstdlib": str(root / "std"), "purelib": str(root), "platlib": str(root)},
+            )
             return list(stdlib())
 
         first, second = install(tmp_path / "here"), install(tmp_path / "there/deeper")

@@ -139,3 +139,37 @@ def test_a_disagreement_switches_the_fast_path_off():
     other = made("unigram").backend
     assert fast.agrees(small_tokenizer().backend, AWKWARD)
     assert not fast.agrees(other, texts(20))
+
+
+def test_a_tokenizer_json_as_llama_3_has_it(tmp_path):
+    import tokenizers
+
+    source = made("bpe", "llama3").definition
+    model = source["model"] | {"merges": [" ".join(pair) for pair in source["model"]["merges"]], "ignore_merges": True}
+    model["vocab"] = {token: i - 2 for token, i in source["model"]["vocab"].items() if i > 1}
+    names = ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|finetune_right_pad_id|>", "<|start_header_id|>", "<|eot_id|>"]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [{"id": len(model["vocab"]) + i, "content": name, "special": True, **flags} for i, name in enumerate(names)]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated", "invert": False}
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": names[0], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {names[0]: {"id": names[0], "ids": [added[0]["id"]], "tokens": [names[0]]}},
+    }
+    written = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None, "model": model}
+    written |= {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]}, "decoder": level | {"use_regex": True}}
+    written["post_processor"] = {"type": "Sequence", "processors": [level, template]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(written))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": names[0], "eos_token": {"content": "<|eot_id|>"}}))
+    read, peer = Tokenizer.load(tmp_path), tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert read.engine == "tiktoken"
+    assert [read.backend.id_to_token(i) for i in (read.begin, read.end, read.pad)] == [names[0], "<|eot_id|>", "<|finetune_right_pad_id|>"]
+    assert read.vocabulary_size == peer.get_vocab_size()
+    for text in [*AWKWARD, *texts(50, 9), "1234567 12 I'LL \r\n\r\n  x\n \n", "a \u00a0b\u3000 \u3000c"]:
+        assert read.encode(text) == peer.encode(text, add_special_tokens=False).ids
+        assert read.decode(read.encode(text)) == text
+    chat = "<|start_header_id|>user\n\nHi 123<|eot_id|>"
+    assert read.encode(chat, special=True) == peer.encode(chat, add_special_tokens=False).ids
+    assert read.decode(read.encode(chat)) == chat

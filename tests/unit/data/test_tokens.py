@@ -136,3 +136,27 @@ def test_bytes_are_the_texts_own_when_the_tokenizer_changes_it(tmp_path):
     tokens = store(small_corpus(), Tokenizer.load(tmp_path))
     found = sum(float(b.weights["bytes"].sum()) for b in held_out_batches(tokens, length=20, rows=3))
     assert found == tokens.bytes[tokens.held_out].sum() == small_tokens().bytes[small_tokens().held_out].sum()
+
+
+def test_ids_above_65535_are_stored_in_four_bytes(tmp_path):
+    import json
+
+    from bessemer.data.loader import Loader
+    from bessemer.data.tokenizer import Tokenizer
+
+    definition = json.loads(small_tokenizer().backend.to_str())
+    vocabulary = {token: i if i < 2 else i + 70_000 for token, i in definition["model"]["vocab"].items()}
+    taken = set(vocabulary.values())
+    definition["model"]["vocab"] = vocabulary | {f"unused {i}": i for i in range(max(taken)) if i not in taken}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.fast
+    tokens = store(small_corpus(), tokenizer)
+    assert tokens.dtype == np.uint32
+    assert tokens.vocabulary == max(taken) + 1
+    for number in range(len(tokens.lengths)):
+        narrow, wide = small_tokens().read(number), tokens.read(number)
+        assert (wide == np.where(narrow < 2, narrow, narrow + 70_000)).all()
+    one, other = Loader(tokens, length=48).batch(0, 6), Loader(small_tokens(), length=48).batch(0, 6)
+    assert int(one.targets.max()) > 65_535
+    assert (one.targets.where(one.targets < 2, one.targets - 70_000) == other.targets).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -108,3 +109,18 @@ def test_smoothing_keeps_a_constant_and_is_unbiased():
     assert report_plots.smooth([2.0] * 100) == pytest.approx([2.0] * 100)
     assert report_plots.smooth([]) == []
     assert report_plots.smooth([7.0, 7.0])[0] == 7.0
+
+
+def test_what_compiling_took_stands_by_itself(tmp_path):
+    """The first step of each sitting, over which the clock of training stands still, against the usual step."""
+    passes = [(9.0, 0.0), (1.0, 1.1), (1.0, 2.2), (6.0, 2.2), (1.0, 3.3)]
+    lines = [
+        {"step": step, "tokens": 8 * step, "loss": 1.0, "seconds": clock, "time": {"forward_backward": took, "update": 0.1}}
+        for step, (took, clock) in enumerate(passes, start=1)
+    ]
+    lines.append({"step": 5, "tokens": 40, "seconds": 3.3, "evaluation": {"bits_per_byte": {"code": 2.0}}, "time": {"evaluation": 0.7}})
+    lines.append({"step": 5, "time": {"saving": 0.2}})
+    file = tmp_path / report_data.METRICS
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    timed = report_data.read_metrics("train", file).timed
+    assert timed == pytest.approx({"forward_backward": 5.0, "update": 0.5, "compiling_and_warming_up": 13.0, "evaluation": 0.7, "saving": 0.2})

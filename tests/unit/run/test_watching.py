@@ -121,7 +121,11 @@ def test_toml_reads_as_what_was_written(value):
 
 
 def test_toml_of_a_recipe():
-    plain = {"name": "r", "seed": 1, "stage": [{"do": "train", "name": "train", "inputs": {}, "steps": None, "optim": [{"name": "muon", "lr": 0.02}] * 8}]}
+    plain = {
+        "name": "r",
+        "seed": 1,
+        "stage": [{"do": "train", "name": "train", "inputs": {}, "steps": None, "optim": [{"name": "muon", "lr": 0.02}] * 8}],
+    }
     read = tomllib.loads(toml.recipe(plain))
     assert read == {"name": "r", "seed": 1, "stage": [{"do": "train", "name": "train", "optim": [{"name": "muon", "lr": 0.02}] * 8}]}
 
@@ -132,7 +136,9 @@ def test_starting_is_quick_and_needs_no_torch():
     assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"], ["help"], ["--version"], ["run", "--help"], ["compare", "--help"], ["generate", "--help"], ["doctor", "--help"]])
+@pytest.mark.parametrize(
+    "argv", [[], ["--help"], ["help"], ["--version"], ["run", "--help"], ["compare", "--help"], ["generate", "--help"], ["doctor", "--help"]]
+)
 def test_help(argv, capsys):
     try:
         status = main(argv)
@@ -182,7 +188,14 @@ def test_doctor_looks_without_measuring(here, capsys):
 
 
 def test_doctor_says_what_is_missing_and_how_to_get_it(here):
-    found = doctor.examine(here, measure=False) | {"compiler": None, "missing": ["ray"], "accelerators": [], "disk_free_bytes": 10**9, "threads": 1, "cores": 8}
+    found = doctor.examine(here, measure=False) | {
+        "compiler": None,
+        "missing": ["ray"],
+        "accelerators": [],
+        "disk_free_bytes": 10**9,
+        "threads": 1,
+        "cores": 8,
+    }
     said = " ".join(text for _, text in doctor.advice(found))
     for part in ("apt-get install g++", "pip install", "[ray]", "disk", "OMP_NUM_THREADS"):
         assert part in said

@@ -114,6 +114,33 @@ def test_it_learns_and_the_model_it_leaves_is_the_one_it_measured(made):
     assert bessemer.load(folder) is not None
 
 
+def test_a_new_model_is_made_for_the_rows_it_is_trained_on(made):
+    status, folder = run(made, "context", steps=2)
+    assert status == 0
+    model = bessemer.load(folder)
+    assert model.options["length"] == 32
+    wide = '{ name = "decoder", depth = 2, width = 32, heads = 2, ffn = 64, length = 48 }'
+    assert run(made, "wider", steps=2, model=wide)[0] == 0
+    assert bessemer.load(made / "wider").options["length"] == 48
+
+
+@pytest.mark.parametrize("length", [64, 0])
+def test_rows_longer_than_the_models_context_are_refused(made, capsys, length):
+    short = '{ name = "decoder", depth = 2, width = 32, heads = 2, ffn = 64, length = 48 }'
+    assert run(made, f"long-{length}", steps=2, model=short, length=length)[0] == 2
+    said = capsys.readouterr().err
+    assert "train.length" in said
+    assert ("rows of 64 tokens are longer than the 48" if length else "must be above 0") in said
+
+
+def test_every_line_of_the_metrics_says_what_its_time_went_to(made):
+    status, folder = run(made, "spent", steps=4, hooks='[{ name = "evaluate", times = 2 }, { name = "save", every = 2 }]')
+    assert status == 0
+    parts = [set(line["time"]) for line in lines(folder)]
+    assert parts.count({"evaluation"}) == parts.count({"saving"}) == 2
+    assert parts.count({"data", "forward_backward", "update", "saving", "other"}) == 4
+
+
 def test_weights_and_biases_offline_holds_the_figures(made, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     status, folder = run(made, "wandb", steps=3, hooks='[{ name = "wandb", mode = "offline" }]')
