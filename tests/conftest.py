@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import bessemer.core.device  # noqa: F401, I001 - before torch multiplies anything
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
 settings.register_profile("house", deadline=None)  # a busy machine is no fault of what is tested

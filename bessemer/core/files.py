@@ -40,6 +40,7 @@ def write(path: Path, content: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes a value as JSON, atomically."""
     write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -144,6 +144,7 @@ def _rows(shards: Sequence[Path], wanted: Array) -> Iterator[pyarrow.Table]:
 
 
 def save(path: Path, array: Array) -> None:
+    """Writes an array as `.npy`, whole or not at all."""
     sink = io.BytesIO()
     numpy.save(sink, array, allow_pickle=False)
     files.write(path, sink.getvalue())

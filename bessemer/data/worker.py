@@ -16,6 +16,7 @@ from bessemer.data import workers
 
 
 def main() -> None:
+    """Answers calls from the pipe until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller hears Ctrl-C and ends us
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a method prints must not get into the results

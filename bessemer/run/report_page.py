@@ -54,6 +54,7 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def escape(text: object) -> str:
+    """Text as HTML shows it."""
     return html.escape(str(text))
 
 

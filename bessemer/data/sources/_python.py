@@ -74,6 +74,7 @@ def _walk(root: Path, standard: bool) -> Iterator[File]:
 
 
 def is_test(file: File) -> bool:
+    """Whether a file stands among tests, by its name and folders."""
     parts = file.name.lower().split("/")
     return bool(TESTS & set(parts[:-1])) or parts[-1].startswith(("test_", "conftest")) or parts[-1].endswith("_test.py")
 
