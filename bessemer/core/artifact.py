@@ -122,7 +122,7 @@ def seal(
         "seconds": round(seconds, 3),
     }
     files.write_json(folder / MANIFEST, manifest)
-    files.sync_folder(folder)
+    files.sync(folder)
     return manifest
 
 

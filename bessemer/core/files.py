@@ -84,13 +84,13 @@ def replace_folder(made: Path, place: Path) -> None:
         if old.exists():
             os.replace(old, place)
         raise
-    sync_folder(place.parent)
+    sync(place.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes renames inside `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Makes a file's content, or the renames inside a folder, durable."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

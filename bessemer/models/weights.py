@@ -145,7 +145,8 @@ def _write(tensors: dict[str, Tensor], path: Path) -> None:
     with files.disk_errors(path):
         try:
             save_file({name: value.detach().contiguous() for name, value in tensors.items()}, part, metadata={"format": "pt"})
-            _sync(part)
+            files.sync(part)
+            os.chmod(part, 0o644)
             os.replace(part, path)
         except SafetensorError as error:
             raise _as_os_error(error, part) from None
@@ -161,15 +162,6 @@ def _as_os_error(error: SafetensorError, path: Path) -> Exception:
         if code.isdigit():
             return OSError(int(code), os.strerror(int(code)), str(path))
     return ArtifactError(f"can't be written: {error}", file=path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    os.chmod(path, 0o644)
 
 
 def _bytes(value: Tensor) -> int:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from pathlib import Path
+
 from bessemer.run.observe import duration
 from bessemer.run.runner import Result
 
@@ -18,6 +22,14 @@ def closing(result: Result) -> str:
     if "report" in kinds:
         lines.append(f"look at    {kinds['report'].folder / 'report.html'}")
     if "model" in kinds:
-        lines.append(f"write      bessemer generate {result.folder} --prompt 'def '")
-        lines.append(f"compare    bessemer compare {result.folder / 'recipe.toml'} --vary model.depth=4,8 --budget seconds=60")
+        lines.append(f"write      {command()} generate {result.folder} --prompt 'def '")
+        lines.append(f"compare    {command()} compare {result.folder / 'recipe.toml'} --vary model.depth=4,8 --budget seconds=60")
     return "\n".join(lines).rstrip()
+
+
+def command() -> str:
+    """What starts this program from here: its name where the shell finds it, else the path it was started by."""
+    started = Path(sys.argv[0])
+    if shutil.which("bessemer") or started.name != "bessemer":
+        return "bessemer"
+    return str(started)
