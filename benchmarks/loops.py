@@ -76,7 +76,13 @@ def transformers_model(c):
 def litgpt_model(c):
     from litgpt import GPT, Config
 
-    options = {"block_size": c["length"], "vocab_size": c["vocabulary"], "padded_vocab_size": c["vocabulary"], "n_layer": c["depth"], "n_head": c["heads"]}
+    options = {
+        "block_size": c["length"],
+        "vocab_size": c["vocabulary"],
+        "padded_vocab_size": c["vocabulary"],
+        "n_layer": c["depth"],
+        "n_head": c["heads"],
+    }
     options |= {"n_embd": c["width"], "intermediate_size": c["ffn"], "rotary_percentage": 1.0, "parallel_residual": False, "bias": False}
     return GPT(Config(**options, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP"))
 

@@ -139,7 +139,9 @@ def main() -> None:
     tried = {share: call("--ours", "--seconds", str(round(seconds * share, 1))) for share in (SHARES[:1] if given.quick else SHARES)}
     reached = [share for share, found in tried.items() if found["bits_per_byte"] <= best["bits_per_byte"]]
     times = 1 / min(reached) if reached else 0.0
-    print(f"by hand: {best['bits_per_byte']:.4f} bits per byte in {seconds:.0f} s; ours no worse in 1/{times:.2f} of that" if reached else "not reached")
+    print(
+        f"by hand: {best['bits_per_byte']:.4f} bits per byte in {seconds:.0f} s; ours no worse in 1/{times:.2f} of that" if reached else "not reached"
+    )
     figures = {"by hand": {str(k): v for k, v in hand.items()}, "ours": {f"1/{1 / k:.1f}": v for k, v in tried.items()}}
     figures |= {"times faster, at least": round(times, 2), "seconds": seconds, "dtype": str(device.compute_dtype())}
     finish("time_to_loss", figures, {"times faster": 1.6}, times >= 1.6, given.quick)

@@ -54,6 +54,7 @@ def device() -> torch.device:
 
 
 def is_accelerator() -> bool:
+    """Whether this process computes on something other than the processor."""
     return device().type != "cpu"
 
 
@@ -103,26 +104,29 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def synchronise() -> None:
+    """Waits until the device has done all it was given; a processor always has."""
     if is_accelerator():
         torch.cuda.synchronize()
 
 
+@cache
 def matrix_peak(dtype: torch.dtype, seconds: float = 0.6) -> float:
     """Measured floating point operations a second of a large matrix product in `dtype`: the limit MFU is held against.
 
-    The best of repeated products over about `seconds`; on a shared machine the best is the nearest to the limit.
+    The best of at least a dozen products over at least `seconds`; on a shared machine the best is the nearest to the limit.
     """
-    size = 8192 if is_accelerator() else 2048
+    size = 8192 if is_accelerator() else 1536
     a = torch.randn(size, size, device=device()).to(dtype)
     b = torch.randn(size, size, device=device()).to(dtype)
-    best, until = float("inf"), time.perf_counter() + seconds
-    torch.mm(a, b)
-    while time.perf_counter() < until or best == float("inf"):
+    for _ in range(4):
+        torch.mm(a, b)
+    best, count, began = float("inf"), 0, time.perf_counter()
+    while count < 12 or time.perf_counter() - began < seconds:
         synchronise()
         start = time.perf_counter()
         torch.mm(a, b)
         synchronise()
-        best = min(best, time.perf_counter() - start)
+        best, count = min(best, time.perf_counter() - start), count + 1
     return 2 * size**3 / best
 
 

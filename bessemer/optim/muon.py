@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])
             looking = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
             torch._foreach_mul_(moving, 1.0 - group["lr"] * group["weight_decay"])
-            stacks.apply(moving, looking, lambda matrices: orthogonalise(matrices, group["steps"]), group["lr"])
+            stacks.apply(moving, looking, partial(orthogonalise, steps=group["steps"]), group["lr"])
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
