@@ -25,7 +25,12 @@ from peers import peer_python
 from results import finish
 
 HERE = Path(__file__).resolve().parent
-TARGETS = {"tiny": {"times the best peer": 1.15, "mfu": 0.58}, "small": {"times the best peer": 1.08, "mfu": 0.72}, "first step cold, s": 15, "first step warm, s": 6}
+TARGETS = {
+    "tiny": {"times the best peer": 1.15, "mfu": 0.58},
+    "small": {"times the best peer": 1.08, "mfu": 0.72},
+    "first step cold, s": 15,
+    "first step warm, s": 6,
+}
 PEERS = ["torch==2.13.0", "transformers", "litgpt"]
 
 
@@ -81,7 +86,15 @@ def ours(shape: str, dtype: str, store: Path) -> None:
     import bessemer
 
     c = SHAPES[shape]
-    model = {"name": "decoder", "depth": c["depth"], "width": c["width"], "heads": c["heads"], "ffn": c["ffn"], "qk_norm": "none", "length": c["length"]}
+    model = {
+        "name": "decoder",
+        "depth": c["depth"],
+        "width": c["width"],
+        "heads": c["heads"],
+        "ffn": c["ffn"],
+        "qk_norm": "none",
+        "length": c["length"],
+    }
     stage = {"do": "train", "inputs": {"tokens": str(store / "tokenize"), "tokenizer": str(store / "train_tokenizer")}, "model": model}
     stage |= {"task": [{"pack": "concat"}], "optim": [{"name": "adamw", "lr": 3e-4}], "length": c["length"], "batch": c["rows"], "steps": 100_000}
     stage |= {"precision": dtype, "compile": True, "hooks": [{"name": "throughput.Watch"}]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import statistics
 import time
 from collections.abc import Callable
@@ -87,9 +88,26 @@ _FUSING = False
 
 
 def fuse(wanted: bool) -> None:
-    """Lets functions marked `fused` be compiled from now on, or not."""
+    """Lets functions marked `fused` be compiled from now on, or not.
+
+    On a processor the compiler first builds and loads a test program for each instruction set, a third of the time to the
+    first step (37 against 24 s, cold). A compiler that knows the newest of them needs no such test.
+    """
     global _FUSING
     _FUSING = wanted
+    if wanted and not is_accelerator() and _compiler_version() >= 12:
+        from torch._inductor import config
+
+        config.cpp.vec_isa_ok = True
+
+
+def _compiler_version() -> int:
+    """The major version of the GNU compiler torch.compile would call, or 0."""
+    try:
+        told = subprocess.run(["g++", "-dumpversion"], capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return int(told.split(".")[0]) if told[:1].isdigit() and "CXX" not in os.environ else 0
 
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -57,6 +57,7 @@ def train(
         compile: compile each kind of block once.
         keep: checkpoints kept.
     """
+    store.check_tokenizer(tokenizer)
     new, rows = build.model_of(work, tokenizer, start, model, length)
     spend = build.budget(work, new, rows, steps=steps, tokens=tokens, seconds=seconds, batch=batch, micro_batch=micro_batch)
     meter = Meter()

@@ -165,3 +165,20 @@ def test_nothing_non_finite_reaches_the_files(made):
     text = Path(made / "poison/train/metrics.jsonl").read_text()
     assert "NaN" not in text
     assert math.isfinite(lines(made / "poison/train")[0]["loss"])
+
+
+def test_tokens_of_another_tokenizer_are_refused(made, capsys):
+    other = recipe(made / "corpus", steps=2, optim=ADAMW, hooks="[]").replace("vocabulary = 400", "vocabulary = 300")
+    (made / "other.toml").write_text(other)
+    assert cli.main(["run", str(made / "other.toml"), "--out", str(made / "other"), "--quiet"]) == 0
+    text = f"""
+name = "crossed"
+[[stage]]
+do = "train"
+steps = 2
+inputs = {{ tokens = "{made}/base/tokenize", tokenizer = "{made}/other/train_tokenizer" }}
+"""
+    (made / "crossed.toml").write_text(text)
+    assert cli.main(["run", str(made / "crossed.toml"), "--out", str(made / "crossed"), "--quiet"]) == 2
+    assert "tokenizer" in capsys.readouterr().err
+    assert not (made / "crossed/train").exists()
