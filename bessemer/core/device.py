@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from functools import cache, wraps
