@@ -59,6 +59,11 @@ def is_accelerator() -> bool:
     return device().type != "cpu"
 
 
+def collectives() -> str:
+    """The backend ranks talk over: gloo between processors, and beside it NCCL between CUDA devices."""
+    return "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
+
+
 @cache
 def compute_dtype() -> torch.dtype:
     """bfloat16 where the device multiplies it faster than float32, else float32.
