@@ -36,6 +36,7 @@ class _Save:
     metric: float | None
     ready: torch.Event | None
     begun: float = field(default_factory=time.perf_counter)
+    started: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
     error: BaseException | None = None
@@ -126,6 +127,7 @@ class Checkpointer:
         self._now.thread = threading.Thread(target=self._run, args=(self._now,), name=f"checkpoint-{step}")
         self._now.thread.start()
         self.blocked += time.perf_counter() - started
+        self._now.started.set()
 
     def before_update(self) -> None:
         """Waits until the last save has copied the state, so that the optimizer may change it; nearly always it has.
@@ -168,7 +170,8 @@ class Checkpointer:
                 raise error
 
     def _run(self, now: _Save) -> None:
-        """The background thread of one save."""
+        """The background thread of one save; it idles until `save` is about to return, which a busy thread would delay by its turns at the interpreter."""
+        now.started.wait()
         part = self.folder / f".{_name(now.step)}.part"
         try:
             if now.ready:
