@@ -62,6 +62,7 @@ def steps(run: Run) -> Iterator[Report]:
                 run.checkpoints.before_update()
             with clock("update"):
                 run.optimizers.step()
+                run.after_step()
         run.optimizers.zero_grad()
         run.advance(batches, skipped=verdict.action == "skip", seconds=clock.total())
         tokens = sum(batch.tokens.numel() for batch in batches)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bessemer.core.errors import RecipeError
+from bessemer.core.errors import RecipeError, TrainingError
 from bessemer.core.registry import Choice
 from bessemer.models.transfer import parameter_scales, stacked_parts
 
@@ -42,6 +42,28 @@ class Optimizers:
     def zero_grad(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
+
+    def forget(self, parameter: torch.Tensor) -> None:
+        """Drops all state of a parameter, which then moves as if training had just begun."""
+        for optimizer in self.optimizers:
+            optimizer.state.pop(parameter, None)
+
+    def entries(self, parameter: torch.Tensor) -> list[torch.Tensor]:
+        """The state of a parameter that has one number for each of its own, to be changed in place; empty before its first step.
+
+        Raises:
+            TrainingError: there is state of another shape, so that a part of the parameter has no state of its own.
+        """
+        states = [(o, value) for o in self.optimizers if parameter in o.state for value in o.state[parameter].values()]
+        tensors = [(o, value) for o, value in states if isinstance(value, torch.Tensor) and value.ndim]
+        for optimizer, value in tensors:
+            if value.shape != parameter.shape or not value.is_floating_point():
+                raise TrainingError(
+                    f"the state of a part of a parameter is to change, and {type(optimizer).__name__} keeps none for each number",
+                    key="optim",
+                    mend="use an elementwise optimizer with whole states, such as adamw",
+                )
+        return [value for _, value in tensors]
 
     def rate(self) -> float:
         """The first optimizer's learning rate as the recipe gives it, times the schedule's factor."""

@@ -82,6 +82,12 @@ class Run:
         wanted = self.global_rows * factors.get("batch", 1.0)
         return max(1, round(wanted / self.micro_batch)) * self.micro_batch
 
+    def after_step(self) -> None:
+        """Lets every module that changes itself between steps do so: `after_step(progress, optimizers)`, called once after each update."""
+        for module in self.model.modules():
+            if hasattr(module, "after_step"):
+                module.after_step(self.progress, self.optimizers)
+
     def advance(self, batches: list[Batch], *, skipped: bool, seconds: float) -> None:
         self.progress.step += 1
         self.progress.samples += sum(batch.rows for batch in batches)
