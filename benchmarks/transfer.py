@@ -51,7 +51,7 @@ def train(data: numpy.ndarray, depth: int, factor: float, steps: int, aspect: in
         choose = [{"role": "matrix", "name": "muon", "lr": 0.02 * factor}, *choose]
     entries = [registry.choose("optim", entry, optimizers.TAGS) for entry in choose]
     made = optimizers.build(model, entries, parameter_roles(model))
-    engine = Engine(model, {"text": (registry.choose("objectives", "next_token"), 1.0)}, torch.float32)
+    engine = Engine(model, {"text": (registry.choose("objectives", "next_token")(), 1.0)}, torch.float32)
     schedule = registry.choose("schedules", {"name": "linear", "warmup": 0.1})
     last = []
     for step in range(steps):

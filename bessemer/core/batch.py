@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import bessemer.core.device  # noqa: F401 - every model imports this file, and it must set up the machine before the first product
+from bessemer.core.terms import Terms
+
+TOKENS = "tokens"
+"""A stream that every batch has without being told: 1 at each token, 0 at padding."""
 
 
 @dataclass
@@ -20,6 +25,8 @@ class Batch:
         positions: int64 [rows, length], starting again from 0 at each document.
         segments: int64 [rows, length], a number for each document of a row from 1 on; 0 marks padding. Attention
             stays inside equal segments. None when each row is one document.
+        open: bool [rows, length], columns that every token of their segment may look at, later ones too. None: attention is
+            causal; all True: it is bidirectional; True on a segment's beginning: that is a prefix.
         targets: int64 [rows, length], the token that follows, meaningless where every weight is 0.
         weights: a stream per term, float32 [rows, length] (or [rows], or whatever the term counts): how much each
             element counts. A term's count is the sum of its stream, so it is known before the forward pass.
@@ -27,6 +34,7 @@ class Batch:
         samples: int64 [rows], the global index of each row's sample: what the guard logs and tests count.
         sources: int64 [rows], which source of the mixture each row came from.
         task: the name of the task whose objective reads this batch.
+        spread: who knows the other columns where this batch holds only some of each row (models/layers/attention.py); None: all are here.
     """
 
     tokens: Tensor
@@ -38,6 +46,8 @@ class Batch:
     samples: Tensor | None = None
     sources: Tensor | None = None
     task: str = "text"
+    open: Tensor | None = None
+    spread: Any = None
 
     @property
     def rows(self) -> int:
@@ -45,7 +55,14 @@ class Batch:
 
     def count(self, name: str) -> Tensor:
         """What the term `name` is divided by, as far as this batch goes: the float64 sum of its weights."""
+        if name == TOKENS and name not in self.weights:
+            counted = self.tokens.numel() if self.segments is None else self.segments.count_nonzero()
+            return torch.as_tensor(counted, dtype=torch.float64)
         return self.weights[name].sum(dtype=torch.float64)
+
+    def counts(self) -> dict[str, Tensor]:
+        """What terms of this batch are divided by, as far as it goes, by stream."""
+        return {name: self.count(name) for name in {**self.weights, TOKENS: None}}
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with `change` applied to every tensor."""
@@ -63,10 +80,15 @@ class Batch:
             streams={name: change(value) for name, value in self.streams.items()},
             samples=each(self.samples),
             sources=each(self.sources),
+            open=each(self.open),
         )
 
     def to(self, device: torch.device) -> Batch:
         return self.map(lambda value: value.to(device, non_blocking=True))
+
+    def blank(self) -> Batch:
+        """One row of padding in the form of this batch, which counts for nothing: what a rank without rows computes."""
+        return self.map(lambda value: value.new_zeros((1, *value.shape[1:])))
 
     def rows_of(self, start: int, stop: int) -> Batch:
         """Rows start to stop as a batch of their own."""
@@ -80,12 +102,19 @@ class Outputs:
     Attributes:
         hidden: [rows, length, width], the trunk's last state, after its final norm.
         head: maps hidden states to logits; objectives call it on chunks so the full logits are never held.
-        extras: anything else objectives may read, by name (router statistics, further heads' states).
+        again: another pass of the same trunk over another batch, for objectives that need two.
+        extras: anything else objectives may read, by name (further heads' states).
+        terms: what the model itself adds to the loss, whatever the objective (a router's balance).
+        counts: what happened how often, by name: the engine sums them over micro-batches and ranks and hands them back after the
+            step, to `after_step(counts)` of the model if it has one.
     """
 
     hidden: Tensor
     head: torch.nn.Module
+    again: Callable[[Batch], Outputs] | None = None
     extras: dict[str, Tensor] = field(default_factory=dict)
+    terms: Terms = field(default_factory=Terms)
+    counts: dict[str, Tensor] = field(default_factory=dict)
 
     def logits(self) -> Tensor:
         """[rows, length, vocabulary]; for evaluation and small models."""

@@ -1,1 +1,1 @@
-"""Kind: what is learned: `name(outputs, batch, *, ...) -> Terms`; sums only, the engine divides."""
+"""Kind: what is learned: `Name(*, ...)`, an `Objective` (see `_objective.py`): (outputs, batch) -> Terms; sums only, the engine divides."""

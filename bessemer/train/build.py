@@ -175,7 +175,7 @@ def run(
     built = Run(
         work=work,
         model=model,
-        engine=Engine(model, {each.name: (each.objective, each.weight) for each in task}, dtype),
+        engine=Engine(model, {each.name: (each.objective(), each.weight) for each in task}, dtype),
         optimizers=optimizer,
         source=_source(work, store, task, spend),
         guard=guard(),

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from bessemer.core import device
 from bessemer.core.batch import Batch
-from bessemer.core.registry import Choice
+from bessemer.core.mesh import AXES, ROWS, TOKENS, World
+from bessemer.objectives._objective import Objective
+from bessemer.parallel.layout import Layout
 
 
 @dataclass
@@ -20,41 +22,57 @@ class Result:
     Attributes:
         loss: the weighted sum of every task's terms, each divided by its global count.
         terms: each term by name (`task/term` when there are several tasks), divided by its global count.
+        rows, tokens: of the global batch.
         parts: per micro-batch, its share of the loss: where a non-finite value came from.
+        counts: what the model's outputs counted (how many tokens each expert got), summed.
     """
 
     loss: float
     terms: dict[str, float]
+    rows: int
+    tokens: int
     parts: list[float] = field(default_factory=list)
+    counts: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Engine:
     """Runs a model over the micro-batches of one step.
 
     The sum of every term over all micro-batches is divided by its count over the whole global batch, which is known
-    from the batches' weights before the first forward pass. So the gradient doesn't depend on how the rows were cut.
+    from the batches' weights before the first forward pass. So the gradient doesn't depend on how the rows were cut, over
+    micro-batches or over ranks. Every rank calls each method with its own rows of the same micro-batches; all get the same figures.
 
     Args:
         model: Batch -> Outputs.
         objectives: task name -> (objective, the task's weight).
         dtype: what matrix products are computed in; parameters stay in their own type.
+        layout: how the model lies on its ranks; None: it is one process's.
     """
 
-    def __init__(self, model: torch.nn.Module, objectives: dict[str, tuple[Choice, float]], dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: torch.nn.Module, objectives: dict[str, tuple[Objective, float]], dtype: torch.dtype, layout: Layout | None = None
+    ) -> None:
         self.model, self.objectives, self.dtype = model, objectives, dtype
+        self.layout = layout or Layout(World(), model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
     def forward_backward(self, batches: Sequence[Batch]) -> Result:
         """Accumulates the gradient of the global batch into the parameters' `.grad`."""
         totals = self._totals(batches)
         sums: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
         parts: list[Tensor] = []
-        for batch in batches:
-            batch = batch.to(device.device())
+        for number, batch in enumerate(batches, start=1):
+            self.layout.before_micro_batch(last=number == len(batches))
+            batch = (batch if batch.rows else batch.blank()).to(device.device())
             with self.precision():
-                outputs = self.model(batch)
                 objective, weight = self.objectives[batch.task]
+                batch = objective.before(batch)
+                outputs = self.model(batch)
                 terms = objective(outputs, batch)
+                terms.terms |= outputs.terms.terms
+            for name, count in outputs.counts.items():
+                counts[name] = counts[name] + count if name in counts else count
             loss = torch.zeros((), device=outputs.hidden.device)
             for name, term in terms:
                 total = totals[batch.task, term.over]
@@ -66,28 +84,57 @@ class Engine:
                 if term.scale:
                     loss = loss + value * (term.scale * weight)
             parts.append(loss.detach())
+            if not (loss.requires_grad or self.layout.world.alone):
+                loss = outputs.hidden.sum() * 0.0  # ranks meet in the backward pass, even where nothing counts
             if loss.requires_grad:
                 loss.backward()
-        shares = [float(part) for part in parts]
-        return Result(sum(shares), {name: float(value) for name, value in sums.items()}, shares)
+        self.layout.after_micro_batches()
+        shares, terms = self._reduced(parts, sums)
+        counts = {name: self.layout.world.sum(count, *TOKENS) for name, count in sorted(counts.items())}
+        return Result(sum(shares), terms, int(totals["", "rows"]), int(totals["", "tokens"]), shares, counts)
+
+    def after_step(self, result: Result) -> None:
+        """Hands the model what its outputs counted, once the weights have moved; every rank does the same with the same counts."""
+        change = getattr(self.model, "after_step", None)
+        if change is not None and result.counts:
+            change(result.counts)
 
     def clip(self, limit: float | None) -> float:
         """The norm of the whole gradient, which is scaled down to `limit` if it is longer (None: only measured)."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if not gradients:
             return 0.0
-        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.layout.world.alone:
+            norm = torch.nn.utils.get_total_norm(gradients)
+        else:
+            norm = self.layout.norm(self.parameters)
         if limit is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
+            self.layout.clip(self.parameters, limit, norm)
         return float(norm)
 
     def _totals(self, batches: Sequence[Batch]) -> dict[tuple[str, str], float]:
-        totals: dict[tuple[str, str], float] = {}
+        """What each task's terms are divided by, over the global batch; and under ("", "rows") and ("", "tokens") its size."""
+        totals: dict[tuple[str, str], float] = {("", "rows"): 0.0, ("", "tokens"): 0.0}
         for batch in batches:
-            for name in batch.weights:
-                key = (batch.task, name)
-                totals[key] = totals.get(key, 0.0) + float(batch.count(name))
+            totals["", "rows"] += batch.rows
+            totals["", "tokens"] += batch.tokens.numel()
+            for name, count in batch.counts().items():
+                totals[batch.task, name] = totals.get((batch.task, name), 0.0) + float(count)
+        if self.layout.world.count(*ROWS) > 1:
+            names = sorted(totals)
+            summed = torch.tensor([totals[name] for name in names], dtype=torch.float64, device=device.device())
+            totals = dict(zip(names, self.layout.world.sum(summed, *ROWS).tolist(), strict=True))
         return totals
+
+    def _reduced(self, parts: list[Tensor], sums: dict[str, Tensor]) -> tuple[list[float], dict[str, float]]:
+        """Each micro-batch's share of the loss, and each term, over all ranks."""
+        world = self.layout.world
+        if world.alone:
+            return [float(part) for part in parts], {name: float(value) for name, value in sums.items()}
+        names = sorted(sums)
+        found = torch.stack([*(part.double() for part in parts), *(sums[name] for name in names)])
+        values = world.sum(found if world.index("tensor") == 0 else found * 0.0, *AXES).tolist()
+        return values[: len(parts)], dict(zip(names, values[len(parts) :], strict=True))
 
     def precision(self) -> torch.autocast:
         """The number format of the forward pass."""

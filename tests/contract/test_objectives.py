@@ -42,7 +42,7 @@ def model_for(name):
 
 def gradients(name, batches):
     model = model_for(name)
-    objective = registry.choose("objectives", {"name": name, **({"z": 1e-3} if name == "next_token" else {})})
+    objective = registry.choose("objectives", {"name": name, **({"z": 1e-3} if name == "next_token" else {})})()
     engine = Engine(model, {"text": (objective, 1.0)}, torch.float32)
     result = engine.forward_backward(batches)
     return result, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}

@@ -13,10 +13,12 @@ from bessemer.core.registry import Auto
 from bessemer.models import transfer as transfers
 from bessemer.models.families._decoder_options import attention_flops, check, resolve
 from bessemer.models.heads.ahead import Ahead
+from bessemer.models.layers import experts as mixture
 from bessemer.models.layers import mask as masks
 from bessemer.models.layers.attention import Attention, Context, QKNorm
 from bessemer.models.layers.block import Block, NormPlace
 from bessemer.models.layers.embedding import Embedding
+from bessemer.models.layers.experts import Experts, MixtureOfExperts
 from bessemer.models.layers.head import Head
 from bessemer.models.layers.mlp import MLPName, mlp
 from bessemer.models.layers.norm import NormName, norm
@@ -51,6 +53,7 @@ class Decoder(nn.Module):
         window_layers: which layers have the window; None: all.
         tied: the head shares the embedding's weight.
         head_bias: a bias on the logits.
+        experts: a table that makes the feed-forward parts mixtures of experts (models/layers/experts.py); `{ count = 16 }` is enough.
         ahead: modules that predict further tokens, read by the objective multi_token.
         transfer: initial values and learning-rate scales that carry over between sizes; false: plain, as imported models are.
 
@@ -85,6 +88,7 @@ class Decoder(nn.Module):
         window_layers: list[int] | None = None,
         tied: bool = False,
         head_bias: bool = False,
+        experts: Experts | None = None,
         ahead: int = 0,
         transfer: bool = True,
     ) -> None:
@@ -124,14 +128,20 @@ class Decoder(nn.Module):
         full, near = self.contexts(batch, cache)
         for block, windowed in zip(self.blocks, self.windowed, strict=True):
             x = block(x, near if windowed else full, cache)
-        outputs = Outputs(self.norm(x), self.head)
+        outputs = Outputs(self.norm(x), self.head, self)
         if self.ahead and cache is None and batch.targets is not None:
             self._look_ahead(x, batch, full, outputs)
+        if self.options["experts"]:
+            mixture.report(self, outputs)
         return outputs
+
+    def after_step(self, counts: dict[str, Tensor]) -> None:
+        """What changes once a step without a gradient: the routers' biases, by the counts of the step's outputs over all batches and ranks."""
+        mixture.nudge(self, counts)
 
     def contexts(self, batch: Batch, cache: Any = None) -> tuple[Context, Context]:
         """What the layers share for this batch: for those that see whole documents, and for those with a window."""
-        cos, sin = self.rope(batch.positions) if self.rope else (None, None)
+        cos, sin = self.rope(batch.positions, getattr(batch.spread, "longest", None)) if self.rope else (None, None)
         full = self._context(batch, cache, None, cos, sin)
         if self.options["window"] is None:
             return full, full
@@ -140,8 +150,12 @@ class Decoder(nn.Module):
     def _context(self, batch: Batch, cache: Any, window: int | None, cos: Tensor | None, sin: Tensor | None) -> Context:
         length = batch.tokens.shape[1]
         if cache is None:
-            if batch.segments is not None:
-                return Context(cos, sin, masks.packed(batch.segments, window))
+            valid = None if batch.segments is None else batch.segments != 0
+            if batch.spread is not None:
+                return Context(cos, sin, None, valid=valid, spread=batch.spread, window=window)
+            if batch.segments is not None or batch.open is not None:
+                segments = torch.ones_like(batch.tokens) if batch.segments is None else batch.segments
+                return Context(cos, sin, masks.packed(segments, window, batch.open), batch.open is None, valid=valid)
             near = window is not None and length > window
             return Context(cos, sin, masks.windowed(length, window, batch.tokens.device) if near and window else None)
         start, columns = cache.length, getattr(cache, "columns", None)
@@ -166,9 +180,10 @@ class Decoder(nn.Module):
         6 for each weight in a matrix product (2 forward, 4 backward; embeddings are looked up, not multiplied; a tied head
         counts), plus for attention 12 x heads x head size x the mean number of visible tokens per layer: scores and mixing
         take 2 x 2 forward and twice that backward. Causal attention sees (length + 1) / 2 on average, the masked half is not
-        counted; a window sees less. Packing is not accounted for: documents are taken to fill their rows.
+        counted; a window sees less. Of the experts only those count that a token gets. Packing is not accounted for: documents are taken to fill their rows.
         """
         matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+        matrices += sum(m.active_weights() for m in self.modules() if isinstance(m, MixtureOfExperts))
         heads = matrices + len(self.ahead) * self.head.weight.numel()
         return 6.0 * heads + attention_flops(self.options, self.windowed + [False] * len(self.ahead), length)
 
@@ -178,7 +193,9 @@ def _block(o: dict[str, Any], layer: int) -> Block:
         o["width"], o["heads"], o["kv_heads"], o["head_size"], layer, qk_norm=o["qk_norm"], bias=o["attention_bias"], eps=o["norm_eps"]
     )
     second = None if o["parallel"] else _norm(o)
-    return Block(attention, mlp(o["mlp"], o["width"], o["ffn"], o["mlp_bias"]), _norm(o), second, o["norm_place"], o["parallel"])
+    routed = o["experts"] is not None and layer >= o["experts"]["dense"]
+    feed = MixtureOfExperts(o["width"], o["mlp"], o["experts"]) if routed else mlp(o["mlp"], o["width"], o["ffn"], o["mlp_bias"])
+    return Block(attention, feed, _norm(o), second, o["norm_place"], o["parallel"])
 
 
 def _norm(o: dict[str, Any]) -> nn.Module:

@@ -35,19 +35,52 @@ class Cache(Protocol):
         ...
 
 
+class Spread(Protocol):
+    """The columns of a batch spread over ranks: what a layer asks for that mixes or counts columns it doesn't hold.
+
+    Attributes:
+        longest: the highest position in any column of the batch, plus one.
+    """
+
+    @property
+    def longest(self) -> int: ...
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+        """Causal attention inside documents, at most `window` tokens back: [rows, heads, own columns, head] of the same; see Attention."""
+        ...
+
+    def whole(self, values: Tensor) -> Tensor:
+        """[rows, own columns, ...] of every rank as [rows, length, ...] in the order of the text; no gradient."""
+        ...
+
+    def mine(self, values: Tensor) -> Tensor:
+        """This rank's columns of [rows, length, ...]."""
+        ...
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over the ranks; no gradient."""
+        ...
+
+
 class Context(NamedTuple):
     """What all layers share in one forward pass.
 
     Attributes:
         cos, sin: float32 [rows, length, 1, head / 2], or None without rotary positions.
         mask: bool [rows, 1, length, columns], True where a query may look; None: plain causal attention, or all columns.
-        causal: whether a missing mask means causal attention.
+        causal: whether nothing is seen but what came before: what a missing mask means, and what a mask keeps to.
+        valid: bool [rows, length], False at padding; None: all are tokens.
+        spread: who knows the columns that other ranks hold; None: all columns are here. With it the mask is None.
+        window: tokens a query may look back at, for `spread`; elsewhere the mask says it.
     """
 
     cos: Tensor | None
     sin: Tensor | None
     mask: Tensor | None
     causal: bool = True
+    valid: Tensor | None = None
+    spread: Spread | None = None
+    window: int | None = None
 
 
 class Attention(nn.Module):
@@ -96,7 +129,9 @@ class Attention(nn.Module):
         mask = context.mask
         if cache is not None:
             key, value = cache.update(self.layer, key, value)
-        if cache is None and context.causal and torch.compiler.is_compiling() and device.slow_flash_backward(query):
+        if context.spread is not None:
+            mixed = context.spread.attend(query, key, value, context.window)
+        elif cache is None and context.causal and torch.compiler.is_compiling() and device.slow_flash_backward(query):
             repeats = self.heads // self.kv_heads
             mixed = blocked_attention(query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), mask)
         else:

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 
-def packed(segments: Tensor, window: int | None) -> Tensor:
-    """Causal attention inside equal segments, and at most `window` tokens back (itself counted).
+def packed(segments: Tensor, window: int | None, open: Tensor | None = None) -> Tensor:
+    """Causal attention inside equal segments, at most `window` tokens back (itself counted), and to their open columns.
 
     Args:
         segments: int64 [rows, length].
         window: or None for the whole document.
+        open: bool [rows, length], columns that all of their segment may look at, however far; None: none are.
 
     Returns:
         bool [rows, 1, length, length]. Padding looks at padding, so no row of it is empty.
@@ -20,7 +21,8 @@ def packed(segments: Tensor, window: int | None) -> Tensor:
     place = torch.arange(length, device=segments.device)
     back = place[:, None] - place[None, :]
     near = back >= 0 if window is None else (back >= 0) & (back < window)
-    return ((segments[:, :, None] == segments[:, None, :]) & near)[:, None]
+    allowed = near if open is None else near | open[:, None, :]
+    return ((segments[:, :, None] == segments[:, None, :]) & allowed)[:, None]
 
 
 def windowed(length: int, window: int, device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from bessemer.core.batch import Batch
 from bessemer.models.families.decoder import Decoder
 from bessemer.models.transfer import parameter_scales
-from bessemer.objectives.next_token import next_token
+from bessemer.objectives.next_token import NextToken
 
 ROWS, LENGTH, VOCABULARY = 4, 32, 64
 
@@ -35,7 +35,7 @@ def moves(depth: int, scaled: bool, tied: bool = False, steps: int = 6) -> tuple
     logits = before.logits().detach()
     for step in range(steps):
         optimizer.zero_grad()
-        next_token(model(batch(step)), batch(step))["next_token"].sum.backward()
+        NextToken()(model(batch(step)), batch(step))["next_token"].sum.backward()
         optimizer.step()
     with torch.no_grad():
         after = model(probe)

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from bessemer.core.batch import Batch
 from bessemer.core.errors import RecipeError
 from bessemer.models.families.decoder import Decoder
-from bessemer.objectives.multi_token import multi_token, shifted
-from bessemer.objectives.next_token import next_token
+from bessemer.objectives.multi_token import MultiToken, shifted
+from bessemer.objectives.next_token import NextToken
 
 
 def batch() -> Batch:
@@ -31,8 +31,8 @@ def test_shifted_stays_inside_documents():
 def test_terms_equal_a_plain_computation():
     b, model = batch(), Decoder(30, depth=1, width=32, heads=2, ahead=2)
     outputs = model(b)
-    terms = multi_token(outputs, b, weight=0.4)
-    assert torch.equal(terms["next_token"].sum, next_token(outputs, b)["next_token"].sum)
+    terms = MultiToken(weight=0.4)(outputs, b)
+    assert torch.equal(terms["next_token"].sum, NextToken()(outputs, b)["next_token"].sum)
     for number in (1, 2):
         targets, weights = shifted(b, number)
         logits = model.head(outputs.extras[f"ahead_{number}"])
@@ -56,4 +56,4 @@ def test_a_prediction_sees_no_token_it_predicts():
 def test_a_model_that_looks_one_ahead_only_is_refused():
     b = batch()
     with pytest.raises(RecipeError, match="ahead"):
-        multi_token(Decoder(30, depth=1, width=32, heads=2)(b), b)
+        MultiToken()(Decoder(30, depth=1, width=32, heads=2)(b), b)

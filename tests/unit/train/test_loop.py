@@ -9,18 +9,24 @@ import pytest
 
 import bessemer
 from bessemer import cli
-from bessemer.objectives.next_token import next_token
+from bessemer.objectives.next_token import NextToken
 from tests.corpus import corpus, recipe
 
 ADAMW = '[{ name = "adamw", lr = 0.003 }]'
 
 
-def poisoned(outputs, batch, *, samples: list[int], value: float = float("nan")):
+class Poisoned(NextToken):
     """next_token, but with these samples the loss is multiplied by `value`."""
-    terms = next_token(outputs, batch)
-    if set(samples) & set(batch.samples.tolist()):
-        terms.add("next_token", terms["next_token"].sum * value, over="next_token")
-    return terms
+
+    def __init__(self, *, samples: list[int], value: float = float("nan")) -> None:
+        super().__init__()
+        self.samples, self.value = samples, value
+
+    def __call__(self, outputs, batch):
+        terms = super().__call__(outputs, batch)
+        if set(self.samples) & set(batch.samples.tolist()):
+            terms.add("next_token", terms["next_token"].sum * self.value, over="next_token")
+        return terms
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,7 @@ def lines(folder):
 
 
 def task(samples, value="nan"):
-    return f'[{{ objective = {{ name = "tests.unit.train.test_loop.poisoned", samples = {samples}, value = {value} }} }}]'
+    return f'[{{ objective = {{ name = "tests.unit.train.test_loop.Poisoned", samples = {samples}, value = {value} }} }}]'
 
 
 def test_a_poisoned_sample_is_retried_skipped_and_named(made):

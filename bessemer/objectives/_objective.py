@@ -1,0 +1,65 @@
+"""What every objective is: how a batch is prepared for it, which parameters belong to it, and what it adds to the loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from bessemer.core.batch import Batch, Outputs
+from bessemer.core.terms import Terms
+
+if TYPE_CHECKING:
+    from bessemer.data.tokenizer import Tokenizer
+
+
+class Objective(ABC):
+    """One task's way of learning. A method is a subclass in a file of its name; its options stand after `*` in `__init__`.
+
+    In a run its parts are called in this order: `read` and `modules` once, `prepare` for every batch on the data side,
+    then on the device `before`, the trunk's own pass, and the objective itself.
+
+    Attributes:
+        unit: consecutive rows, by sample number, that must stay together in one micro-batch: 1, or the rows that hold one
+            group of negatives. The rows of a batch are always whole units.
+        inputs: what its rows are made of: "tokens" of a token store, or "examples" of an example store, which `prepare`
+            turns into rows.
+        parts: the modules of this task as the model holds them, under `tasks.NAME`; empty for most.
+        adapter: how inputs other than tokens enter the trunk (models/adapters), or None.
+    """
+
+    unit: int = 1
+    inputs: ClassVar[str] = "tokens"
+    parts: nn.ModuleDict = nn.ModuleDict()
+    adapter: Any = None
+
+    def read(self, tokenizer: Tokenizer) -> None:  # noqa: B027 - most objectives need no special token
+        """Looks up the special tokens it needs.
+
+        Raises:
+            RecipeError: the tokenizer lacks one.
+        """
+
+    def prepare(self, batch: Batch, seed: int) -> Batch:
+        """The batch with everything the objective reads and every weight stream its terms are counted over.
+
+        Runs before the counts are taken. Every draw is keyed by `seed` and the batch's `samples` alone, so the result does
+        not depend on how rows were cut into batches.
+        """
+        return batch
+
+    def modules(self, width: int, vocabulary: int) -> dict[str, nn.Module]:
+        """The parameters that belong to the task: heads, projections, temperatures; initialised by models/transfer.py.
+
+        They depend on the options and the adapter alone, not on `read`: a saved package builds them again without a tokenizer.
+        """
+        return {}
+
+    def before(self, batch: Batch) -> Batch:
+        """What happens on the device just before the trunk's pass; counts stay those of `prepare`."""
+        return batch
+
+    @abstractmethod
+    def __call__(self, outputs: Outputs, batch: Batch) -> Terms:
+        """The objective's terms: sums, each over a weight stream of the batch."""
