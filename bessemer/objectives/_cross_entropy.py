@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bessemer.core import device
+from bessemer.core.collectives import Along, reduced
 
 CHUNK_ELEMENTS = 1 << 22
 
@@ -19,9 +20,19 @@ def auto_chunk(tokens: int, vocabulary: int) -> int:
 
 
 def cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, z: float, chunk: int
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    weights: Tensor,
+    z: float,
+    chunk: int,
+    first: int = 0,
+    ranks: Along = Along(),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted sums of cross-entropy and z-loss.
+
+    Ranks may share the vocabulary; they call this together with the same hidden states, and get the same sums and gradients.
 
     Args:
         hidden: [tokens, width].
@@ -30,11 +41,13 @@ def cross_entropy(
         weights: float32 [tokens].
         z: factor of log(Z)^2, the squared log of the softmax denominator (PaLM, section 5).
         chunk: tokens whose logits are formed at a time.
+        first: the token of the weight's first row.
+        ranks: who holds the other rows.
 
     Returns:
         Three 0-d float32 tensors: the loss (cross-entropy + z x log(Z)^2), with its graph; cross-entropy alone; log(Z)^2 alone.
     """
-    return _CrossEntropy.apply(hidden, weight, bias, targets, weights, z, chunk)
+    return _CrossEntropy.apply(hidden, weight, bias, targets, weights, z, chunk, first, ranks)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -42,7 +55,16 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, z: float, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        weights: Tensor,
+        z: float,
+        chunk: int,
+        first: int,
+        ranks: Along,
     ) -> tuple[Tensor, Tensor, Tensor]:
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
@@ -57,11 +79,15 @@ class _CrossEntropy(torch.autograd.Function):
                 part = slice(start, start + chunk)
                 inputs = hidden[part].to(dtype)
                 logits = inputs @ cast.T if bias is None else torch.addmm(bias.to(dtype), inputs, cast.T)
-                if grad_hidden is None or grad_weight is None:
-                    sums += _sums(logits, targets[part], weights[part])
-                    continue
-                found, grads = _sums_and_gradient(logits, targets[part], weights[part], z)
+                if ranks.size > 1:
+                    found, grads = _shared_sums_and_gradient(logits, targets[part] - first, weights[part], z, ranks)
+                elif wanted:
+                    found, grads = _sums_and_gradient(logits, targets[part], weights[part], z)
+                else:
+                    found, grads = _sums(logits, targets[part], weights[part]), logits
                 sums += found
+                if grad_hidden is None or grad_weight is None:
+                    continue
                 grad_hidden[part] = grads @ cast
                 if grads.dtype == grad_weight.dtype:
                     grad_weight.addmm_(grads.T, inputs)
@@ -69,6 +95,8 @@ class _CrossEntropy(torch.autograd.Function):
                     grad_weight += grads.T @ inputs
                 if grad_bias is not None:
                     grad_bias += grads.sum(0, dtype=torch.float32)
+            if grad_hidden is not None:
+                grad_hidden = reduced(grad_hidden, ranks)
         ctx.grads = (grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), grad_bias)
         loss, squares = sums.unbind()
         outputs = (loss + z * squares, loss.clone(), squares.clone())
@@ -81,7 +109,7 @@ class _CrossEntropy(torch.autograd.Function):
             raise RuntimeError("the gradients of this cross-entropy were already handed out; call it again")
         found, ctx.grads = ctx.grads, None
         scaled = [None if each is None else each.mul_(grads[0]) for each in found]
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None, None)
 
 
 def _sums(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -104,5 +132,23 @@ def _sums_and_gradient(logits: Tensor, targets: Tensor, weights: Tensor, z: floa
     chosen = values.gather(-1, target)
     sums = torch.stack((((log_total - chosen) * column).sum(), (log_total.square() * column).sum()))
     here = torch.arange(values.shape[-1], device=values.device)[None, :] == target
+    gradient = powers * ((1 + 2 * z * log_total) * column / total) - torch.where(here, column, 0.0)
+    return sums, gradient.to(logits.dtype)
+
+
+def _shared_sums_and_gradient(logits: Tensor, targets: Tensor, weights: Tensor, z: float, ranks: Along) -> tuple[Tensor, Tensor]:
+    """`_sums_and_gradient` where ranks share the vocabulary: targets count from this rank's first token, and may lie outside of its own."""
+    values, column = logits.float(), weights[:, None]
+    own = (weights != 0) & (targets >= 0) & (targets < values.shape[-1])
+    target = torch.where(own, targets, 0)[:, None]
+    empty = values.shape[-1] == 0
+    peak = values.new_full((len(values), 1), float("-inf")) if empty else values.amax(-1, keepdim=True)
+    peak = reduced(peak, ranks, "max")
+    powers = torch.exp(values - peak)
+    chosen = torch.zeros_like(peak) if empty else torch.where(own[:, None], values.gather(-1, target), 0.0)
+    total, chosen = reduced(torch.stack((powers.sum(-1, keepdim=True), chosen)), ranks).unbind()
+    log_total = total.log() + peak
+    sums = torch.stack((((log_total - chosen) * column).sum(), (log_total.square() * column).sum()))
+    here = own[:, None] & (torch.arange(values.shape[-1], device=values.device)[None, :] == target)
     gradient = powers * ((1 + 2 * z * log_total) * column / total) - torch.where(here, column, 0.0)
     return sums, gradient.to(logits.dtype)

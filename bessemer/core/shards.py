@@ -1,0 +1,88 @@
+"""Tensors of which each rank holds a piece: where the piece lies in the whole, and how the whole is put together.
+
+torch's DTensor says how a tensor is cut along the axes of a mesh. One thing it can't say: a weight that stacks several matrices
+(query, key, value) is cut along `tensor` part by part, so a rank's rows are no neighbours in the whole. Functions here take the parts' row
+counts where that matters; `full_tensor` alone would return such a weight with its rows in the order of the ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.placement_types import Placement
+
+TENSOR = "tensor"
+
+
+def local(value: Tensor) -> Tensor:
+    """This rank's piece, or the tensor itself where it is whole."""
+    return value._local_tensor if isinstance(value, DTensor) else value
+
+
+def pieces(value: Tensor) -> int:
+    """Into how many pieces it is cut; ranks that hold the same piece not counted."""
+    count = 1
+    for size, placement in zip(value.device_mesh.shape, value.placements, strict=True) if isinstance(value, DTensor) else ():
+        count *= 1 if placement.is_replicate() else size
+    return count
+
+
+def rows_of(parts: Sequence[int], index: int, count: int) -> list[tuple[int, int]]:
+    """The spans of rows that piece `index` of `count` takes from each stacked part."""
+    spans, begin = [], 0
+    for size in parts:
+        spans.append((begin + size * index // count, begin + size * (index + 1) // count))
+        begin += size
+    return spans
+
+
+def cut(value: Tensor, mesh: DeviceMesh, dim: int | None, parts: Sequence[int] = ()) -> DTensor:
+    """A DTensor of a tensor that every rank of a one-dimensional mesh holds whole: cut along `dim`, or replicated (None).
+
+    Args:
+        parts: rows of the matrices stacked along dimension 0; each is cut by itself. Only for dim 0, and sizes the ranks divide.
+    """
+    index, count = mesh.get_local_rank(), mesh.size()
+    placement: Placement = Replicate() if dim is None else Shard(dim)
+    piece = value
+    if dim is not None and len(parts) > 1:
+        piece = torch.cat([value[start:stop] for start, stop in rows_of(parts, index, count)])
+    elif dim is not None:
+        size = -(-value.shape[dim] // count)
+        start = min(index * size, value.shape[dim])
+        piece = value.narrow(dim, start, min(size, value.shape[dim] - start)).clone()
+    return DTensor.from_local(piece, mesh, [placement], run_check=False, shape=value.shape, stride=value.stride())
+
+
+def whole(value: Tensor, parts: Sequence[int] = ()) -> Tensor:
+    """The whole tensor, on every rank of its mesh, which call this together.
+
+    Args:
+        parts: as given to `cut`.
+    """
+    if not isinstance(value, DTensor):
+        return value
+    found = value.full_tensor()
+    return found if len(parts) < 2 else found[order(parts, tensor_ranks(value)).to(found.device)]
+
+
+def order(parts: Sequence[int], count: int) -> Tensor:
+    """Where each row of the stacked whole stands when `count` ranks' pieces follow each other: int64 [rows]."""
+    stands = torch.empty(sum(parts), dtype=torch.int64)
+    at = 0
+    for index in range(count):
+        for start, stop in rows_of(parts, index, count):
+            stands[start:stop] = torch.arange(at, at + stop - start)
+            at += stop - start
+    return stands
+
+
+def tensor_ranks(value: DTensor) -> int:
+    """Into how many pieces the mesh axis `tensor` cuts dimension 0."""
+    names = value.device_mesh.mesh_dim_names or ()
+    at = names.index(TENSOR) if TENSOR in names else None
+    return value.device_mesh.size(at) if at is not None and value.placements[at].is_shard(0) else 1

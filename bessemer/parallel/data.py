@@ -1,0 +1,48 @@
+"""The data axis: parameters, gradients and optimizer state shared out over data x context, and copied over replicas.
+
+How much is shared out is `shard`; how to read it in the names of ZeRO (Rajbhandari et al. 2020):
+
+    none    nothing; gradients are summed after the last micro-batch
+    state   optimizer state (ZeRO-1): parameters are gathered once a step, gradients scattered after the last micro-batch
+    grad    and gradients (ZeRO-2): scattered after every micro-batch
+    full    and parameters (ZeRO-3): gathered for each block, forward and backward
+
+With several replicas the sharing out stays inside a replica (hybrid sharding, Zhao et al. 2023).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from bessemer.core.mesh import TOKENS, World
+from bessemer.parallel.tensor import runs
+
+Shard = Literal["none", "state", "grad", "full"]
+
+
+def apply(model: Any, world: World, shard: Shard, gather: torch.dtype | None) -> None:
+    """Shards the model's parameters, block by block and then the rest, in place.
+
+    Args:
+        gather: the type parameters travel and are computed in; None: their own.
+    """
+    axes = ("replica", "shard") if world.count("replica") > 1 else ("shard",)
+    policy = MixedPrecisionPolicy(param_dtype=gather, reduce_dtype=torch.float32 if gather is not None else None, cast_forward_inputs=False)
+    chains = [block for run in runs(model) for block in run]
+    for block in chains:
+        fully_shard(block, mesh=world.parameters[axes], reshard_after_forward=shard == "full", mp_policy=policy)
+    fully_shard(model, mesh=world.parameters[axes], reshard_after_forward=False, mp_policy=policy)
+    for module in (*chains, model):
+        module.set_gradient_divide_factor(1.0)  # gradients are sums: the engine has divided by global counts
+        module.set_force_sum_reduction_for_comms(True)
+    for before, after in zip(chains, chains[1:], strict=False):
+        before.set_modules_to_forward_prefetch([after])
+        after.set_modules_to_backward_prefetch([before])
+
+
+def wanted(world: World, shard: Shard) -> bool:
+    """Whether anything is to be sharded."""
+    return shard != "none" and world.count(*TOKENS) > 1

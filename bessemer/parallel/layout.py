@@ -1,0 +1,106 @@
+"""How a model lies on the mesh, and what the engine must do because of it: flags before a micro-batch, sums after the last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from bessemer.core import shards
+from bessemer.core.mesh import AXES, World
+
+
+@dataclass
+class Layout:
+    """A model spread over ranks; with one process every method is the identity or as torch does it.
+
+    Attributes:
+        world: the ranks.
+        model: the model, its parameters already this rank's.
+        partial: axes -> the parameters whose gradients, after the last micro-batch, are still to be summed along these axes.
+        parts: parameter name -> rows of the matrices stacked in it, for those that tensor parallelism cuts part by part.
+        unsharded: whether gradients are kept whole until the last micro-batch, and sharded only then.
+        gathered: whether parameters stay whole between the micro-batches of a step.
+    """
+
+    world: World
+    model: nn.Module
+    partial: dict[tuple[str, ...], list[nn.Parameter]] = field(default_factory=dict)
+    parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    unsharded: bool = False
+    gathered: bool = False
+
+    def before_micro_batch(self, last: bool) -> None:
+        """Tells the data axis whether another micro-batch of the step follows."""
+        if isinstance(self.model, FSDPModule):
+            self.model.set_is_last_backward(last)
+            self.model.set_requires_gradient_sync(last or not self.unsharded)
+            self.model.set_reshard_after_backward(last or not self.gathered)
+
+    def after_micro_batches(self) -> None:
+        """Sums what gradients the backward passes left partial, and lays the parameters back into shards."""
+        for axes, parameters in sorted(self.partial.items()):
+            group = self.world.group(*axes)
+            if group is not None:
+                _sum([shards.local(p.grad) for p in parameters if p.grad is not None], group)
+        self.settle()
+
+    def settle(self) -> None:
+        """Parameters back in shards, as they are between steps; a forward pass alone leaves some whole."""
+        for module in self.model.modules() if isinstance(self.model, FSDPModule) else ():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """The norm of the whole gradient, 0-d, the same on every rank."""
+        square = torch.zeros((), dtype=torch.float64)
+        for holders, gradients in self._by_holders(parameters):
+            norms = torch.stack(torch._foreach_norm(gradients)).double()
+            square = square.to(norms.device) + norms.square().sum() / holders
+        return self.world.sum(square, *AXES).sqrt().float()
+
+    def clip(self, parameters: list[nn.Parameter], limit: float, norm: Tensor) -> None:
+        """Scales the gradient so that its norm is at most `limit`."""
+        if self.world.alone:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+            return
+        factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
+        for _, gradients in self._by_holders(parameters):
+            torch._foreach_mul_(gradients, factor.to(gradients[0].device))
+
+    def whole(self, gradients: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter of the model by name, or its gradient, whole, as one process would hold it; all ranks go through them together."""
+        for name, parameter in self.model.named_parameters():
+            value = parameter.grad if gradients else parameter.detach()
+            if value is not None:
+                yield name, shards.whole(value, self.parts.get(name, ()))
+
+    def _by_holders(self, parameters: Iterable[nn.Parameter]) -> list[tuple[int, list[Tensor]]]:
+        found: dict[int, list[Tensor]] = {}
+        for parameter in parameters:
+            if parameter.grad is not None:
+                holders = self.world.mesh.ranks // (self.world.mesh.pipe * shards.pieces(parameter))
+                found.setdefault(holders, []).append(shards.local(parameter.grad))
+        return sorted(found.items())
+
+
+def _sum(gradients: list[Tensor], group: Any) -> None:
+    """Adds gradients up over a group, in place, those of a type together."""
+    kinds: dict[torch.dtype, list[Tensor]] = {}
+    for gradient in gradients:
+        kinds.setdefault(gradient.dtype, []).append(gradient)
+    for members in kinds.values():
+        flat = torch.cat([g.reshape(-1) for g in members])
+        torch.distributed.all_reduce(flat, group=group)
+        for gradient, total in zip(members, flat.split([g.numel() for g in members]), strict=True):
+            gradient.copy_(total.view_as(gradient))
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether this rank holds only a part of it."""
+    return isinstance(parameter, DTensor) and shards.pieces(parameter) > 1

@@ -1,0 +1,67 @@
+"""The one order in which a model is spread over the mesh; every step is the identity where its axis has one rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pydantic
+import torch
+
+from bessemer.core.mesh import TOKENS, World
+from bessemer.parallel import data, tensor
+from bessemer.parallel.layout import Layout
+
+
+class Parallel(pydantic.BaseModel):
+    """A recipe's `parallel` table: what the sizes of the mesh don't say.
+
+    Attributes:
+        shard: what is shared out along the data axis: "full", "grad", "state" or "none" (parallel/data.py).
+        gather: whether parameters travel in the type of the matrix products ("compute") or in their own ("own").
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    shard: data.Shard = "full"
+    gather: str = pydantic.Field(default="own", pattern="^(own|compute)$")
+
+
+def spread(model: Any, world: World, options: Parallel, *, compile: bool = False, dtype: torch.dtype = torch.float32) -> Layout:
+    """Spreads a model over the mesh: tensor, compile, data.
+
+    Args:
+        model: whole, the same on every rank; changed in place.
+        compile: compile each kind of block once.
+        dtype: what matrix products are computed in.
+
+    Raises:
+        RecipeError: the model's sizes don't allow this mesh.
+    """
+    layout = Layout(world, model)
+    inner: list[torch.nn.Parameter] = []
+    if world.count("tensor") > 1:
+        inner, layout.parts = tensor.apply(model, world)
+    if compile:
+        for block in model.blocks:
+            block.compile(dynamic=False)
+    if data.wanted(world, options.shard):
+        names = {id(p): name for name, p in model.named_parameters()}
+        inner_names = {names[id(p)] for p in inner}
+        data.apply(model, world, options.shard, dtype if options.gather == "compute" and dtype != torch.float32 else None)
+        inner = [p for name, p in model.named_parameters() if name in inner_names]
+        layout.gathered, layout.unsharded = options.shard in ("grad", "state"), options.shard == "state"
+        outer: list[torch.nn.Parameter] = []
+    else:
+        outer = [p for p in model.parameters() if world.count(*TOKENS) > 1]
+    _leave_partial(layout, inner, outer)
+    return layout
+
+
+def _leave_partial(layout: Layout, inner: list[torch.nn.Parameter], outer: list[torch.nn.Parameter]) -> None:
+    """Notes which gradients are still to be summed along which axes: `inner` over tensor, `outer` over tokens, or both."""
+    within = {id(p) for p in inner}
+    over = {id(p) for p in outer}
+    for parameter in layout.model.parameters():
+        axes = (TOKENS if id(parameter) in over else ()) + (("tensor",) if id(parameter) in within else ())
+        if axes:
+            layout.partial.setdefault(axes, []).append(parameter)

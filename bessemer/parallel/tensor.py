@@ -1,0 +1,199 @@
+"""The tensor axis: each matrix product shared, activations between blocks cut along the columns (Korthikanti et al. 2022).
+
+Outside the blocks every rank of the axis does the same and holds whole gradients; only there are hidden states whole. Entering the first
+block each takes its columns, leaving the last they are joined. Inside, norms and residual stream work on a rank's own columns. A product whose
+outputs are cut (query, key, value; gate, up) gathers all columns first, one whose inputs are cut sums and scatters after. The head and
+the embedding are cut along the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn import functional as F
+
+from bessemer.core import shards
+from bessemer.core.collectives import Along, along, gather, own, scatter_sum, sum_backward, sum_forward, whole
+from bessemer.core.errors import RecipeError
+from bessemer.core.mesh import World
+from bessemer.models.layers.attention import Attention
+from bessemer.models.layers.embedding import Embedding
+from bessemer.models.layers.head import Head, Share
+from bessemer.models.layers.linear import Linear
+from bessemer.models.layers.norm import RMSNorm
+
+CUT = {"heads", "ffn", "vocabulary"}
+"""The logical axes that lie along the mesh axis `tensor`; all others are whole on every rank."""
+
+
+class Columns:
+    """How many columns the rows of this forward pass have, padding not counted."""
+
+    count = 0
+
+    def note(self, model: nn.Module, given: tuple[Any, ...]) -> None:
+        """A forward pre-hook of the model."""
+        batch = given[0]
+        self.count = (batch if isinstance(batch, Tensor) else batch.tokens).shape[1]
+
+
+class _Shared:
+    """What layers that share their work have: the ranks of the axis and the columns of the pass."""
+
+    ranks: Along
+    columns: Columns
+
+
+class ColumnLinear(Linear, _Shared):
+    """A product whose outputs are cut: gathers the columns of all ranks, for its own outputs."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        every = gather(input, 1, self.ranks)[:, : self.columns.count]
+        return F.linear(every, self.weight, self.bias)
+
+
+class RowLinear(Linear, _Shared):
+    """A product whose inputs are cut: the ranks' results are summed, each keeping its columns."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        summed = scatter_sum(F.linear(input, self.weight), 1, self.ranks)
+        return summed if self.bias is None else summed + self.bias.to(summed.dtype)
+
+
+class VocabularyEmbedding(Embedding, _Shared):
+    """A table of which each rank holds some rows; who has not the row adds zero."""
+
+    def forward(self, indices: Tensor) -> Tensor:
+        start, stop = self.ranks.span(self.vocabulary)
+        mine = (indices >= start) & (indices < stop)
+        found = F.embedding(torch.where(mine, indices - start, 0), self.weight) if stop > start else self.weight.sum().expand(*indices.shape, self.width)
+        return sum_forward(found * mine[..., None], self.ranks)
+
+
+class VocabularyHead(Head, _Shared):
+    """A head of which each rank holds some tokens; objectives take `share()`, everything else gets whole logits."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        logits = F.linear(sum_backward(input, self.ranks), self.weight, self.bias)
+        missing = self.ranks.piece(self.vocabulary) - logits.shape[-1]
+        return whole(F.pad(logits, (0, missing)), -1, self.ranks)[..., : self.vocabulary]
+
+    def share(self) -> Share:
+        return Share(self.weight, self.bias, self.ranks.span(self.vocabulary)[0], self.ranks)
+
+
+class WholeRMSNorm(RMSNorm, _Shared):
+    """A norm over all heads, of which each rank has some: squares are summed over the ranks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        squares = sum_backward(sum_forward(wide.square().sum(-1, keepdim=True), self.ranks), self.ranks)
+        wide = wide * torch.rsqrt(squares / (x.shape[-1] * self.ranks.size) + self.eps)
+        return (wide * self.weight).to(x.dtype)
+
+
+def runs(model: Any) -> Iterator[list[nn.Module]]:
+    """The chains of blocks between which hidden states are cut along the columns."""
+    if len(model.blocks):
+        yield list(model.blocks)
+    yield from ([module.block] for module in getattr(model, "ahead", ()))
+
+
+def check(model: Any, count: int) -> None:
+    """Refuses a model whose sizes `count` ranks can't share.
+
+    Raises:
+        RecipeError: naming the size.
+    """
+    for module in model.modules():
+        sizes = {"query heads": module.heads, "key heads": module.kv_heads} if isinstance(module, Attention) else {}
+        if isinstance(module, Linear) and "ffn" in module.axes["weight"]:
+            sizes = {"elements of the feed-forward part": module.weight.shape[module.axes["weight"].index("ffn")] // len(module.parts)}
+        for what, size in sizes.items():
+            if size % count:
+                raise RecipeError(f"{size} {what} can't be shared evenly by {count} ranks", key="mesh.tensor", mend=f"choose a divisor of {size}")
+
+
+def apply(model: Any, world: World) -> tuple[list[nn.Parameter], dict[str, tuple[int, ...]]]:
+    """Cuts the model along the axis, in place.
+
+    Returns:
+        The parameters whose gradients each rank has only for its own columns or heads; and the parts of stacked weights by name.
+
+    Raises:
+        RecipeError: its sizes can't be shared.
+    """
+    count = world.count("tensor")
+    check(model, count)
+    mesh, ranks, columns = world.parameters["tensor"], along(world.group("tensor")), Columns()
+    model.register_forward_pre_hook(columns.note)
+    inside = {id(part) for run in runs(model) for block in run for part in block.modules()}
+    names = {id(module): name for name, module in model.named_modules()}
+    made: dict[int, nn.Parameter] = {}
+    partial, parts = [], {}
+    for module in list(model.modules()):
+        divided = _take_part(module, ranks, columns)
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            stacked = getattr(module, "parts", ()) if isinstance(module, Linear) and divided.get(name) == 0 else ()
+            if id(parameter) not in made:
+                made[id(parameter)] = _cut(parameter, mesh, divided.get(name), stacked)
+            module.register_parameter(name, made[id(parameter)])
+            if len(stacked) > 1:
+                parts[f"{names[id(module)]}.{name}".lstrip(".")] = tuple(stacked)
+            if id(module) in inside and name not in divided:
+                partial.append(made[id(parameter)])
+        _see_local(module)
+    for run in runs(model):
+        run[0].register_forward_pre_hook(lambda _, given: (own(given[0], 1, ranks), *given[1:]))
+        run[-1].register_forward_hook(lambda _, given, found: whole(found, 1, ranks)[:, : columns.count])
+    return partial, parts
+
+
+def _take_part(module: Any, ranks: Along, columns: Columns) -> dict[str, int]:
+    """Gives a layer the work of one rank, and says along which dimension its parameters are cut, by name."""
+    axes = getattr(module, "axes", {})
+    divided = {name: next(d for d, axis in enumerate(found) if axis in CUT) for name, found in axes.items() if CUT & set(found)}
+    divided = {name: dim for name, dim in divided.items() if getattr(module, name, None) is not None}
+    if isinstance(module, Attention):
+        module.heads, module.kv_heads = module.heads // ranks.size, module.kv_heads // ranks.size
+        module.parts = tuple(part // ranks.size for part in module.parts)  # type: ignore[assignment]
+    kind = _kind(module, divided)
+    if kind is not None:
+        if isinstance(module, Embedding | Head):
+            module.vocabulary, module.width = module.weight.shape
+        module.__class__, module.ranks, module.columns = kind, ranks, columns
+    return divided
+
+
+def _kind(module: nn.Module, divided: dict[str, int]) -> type | None:
+    if not divided:
+        return None
+    if isinstance(module, Head):
+        return VocabularyHead
+    if isinstance(module, Linear):
+        return ColumnLinear if divided["weight"] == 0 else RowLinear
+    if isinstance(module, Embedding):
+        return VocabularyEmbedding
+    if isinstance(module, RMSNorm):
+        return WholeRMSNorm
+    raise RecipeError(f"a {type(module).__name__} has no way of being shared by ranks", key="mesh.tensor")
+
+
+def _cut(parameter: nn.Parameter, mesh: DeviceMesh, dim: int | None, parts: tuple[int, ...]) -> nn.Parameter:
+    return nn.Parameter(shards.cut(parameter.detach(), mesh, dim, parts), requires_grad=parameter.requires_grad)
+
+
+def _see_local(module: nn.Module) -> None:
+    """Lets a layer's own code see this rank's pieces, while everyone else sees whole parameters' DTensors."""
+    names = [name for name, _ in module.named_parameters(recurse=False)]
+    if names:
+        kind = type(module)
+        module.__class__ = type(kind.__name__, (kind,), {name: property(_piece(name)) for name in names} | {"__module__": kind.__module__})
+
+
+def _piece(name: str) -> Any:
+    return lambda module: module._parameters[name].to_local()

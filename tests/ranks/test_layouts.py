@@ -1,0 +1,92 @@
+"""Every layout trains the model that one process trains: loss, each gradient, norm and updated weights, to 1e-5 in float32.
+
+The layouts are data: add a line. `python -m tests.ranks.test_layouts` prints them as a table for the docs.
+"""
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from bessemer.core.mesh import Mesh
+from tests.ranks import layouts
+
+
+class Case(NamedTuple):
+    """One layout of one recipe."""
+
+    mesh: dict[str, int]
+    parallel: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    optim: str = "adamw"
+    objective: str = "next_token"
+    compile: bool = False
+
+
+CASES = [
+    Case({"data": 2}),
+    Case({"data": 2}, {"shard": "none"}),
+    Case({"data": 4}, {"shard": "state"}),
+    Case({"data": 4}, {"shard": "grad"}, {"tied": True}),
+    Case({"data": 4}, {}, {"tied": True}),
+    Case({"replica": 2, "data": 2}),
+    Case({"replica": 4}, {"shard": "none"}, {"qk_norm": "whole"}),
+    Case({"tensor": 2}),
+    Case({"tensor": 2}, {}, {"tied": True, "mlp": "gelu", "mlp_bias": True, "attention_bias": "all", "norm": "layer", "qk_norm": "none"}),
+    Case({"tensor": 2}, {}, {"qk_norm": "whole", "norm_place": "reordered"}),
+    Case({"tensor": 2}, {}, {"ahead": 1}, objective="multi_token"),
+    Case({"tensor": 2, "data": 2}),
+    Case({"tensor": 2, "data": 2}, {"shard": "none"}, {"tied": True}),
+    Case({"tensor": 2, "data": 2}, {"shard": "state"}, {"positions": "learned", "parallel": True}),
+    Case({"tensor": 2, "data": 2, "replica": 2}, {}, {"head_bias": True}),
+    Case({"tensor": 4}, {}, {"kv_heads": 4}),
+]
+
+
+def name(case: Case) -> str:
+    words = [Mesh.of(case.mesh).describe(), *(f"{k}={v}" for k, v in {**case.parallel, **case.model}.items())]
+    words += [case.optim] * (case.optim != "adamw") + [case.objective] * (case.objective != "next_token") + ["compiled"] * case.compile
+    return ", ".join(words)
+
+
+def run(mesh: dict[str, int], case: Case) -> dict[str, Any]:
+    optim = {"adamw": layouts.ADAMW, "muon": layouts.MUON}[case.optim]
+    return layouts.train(Mesh.of(mesh), case.parallel if mesh else {}, case.model, optim, case.objective, case.compile)
+
+
+@pytest.fixture(scope="module")
+def serial():
+    """One process's results by recipe, computed once each."""
+    known: dict[str, dict[str, Any]] = {}
+
+    def find(case: Case) -> dict[str, Any]:
+        key = str((case.model, case.optim, case.objective))
+        if key not in known:
+            known[key] = run({}, case._replace(compile=False))
+        return known[key]
+
+    return find
+
+
+def compare(got: Any, wanted: Any, where: str, tolerance: float) -> None:
+    if isinstance(wanted, dict):
+        assert got.keys() == wanted.keys(), where
+        for key in wanted:
+            compare(got[key], wanted[key], f"{where} {key}", tolerance)
+    elif isinstance(wanted, torch.Tensor):
+        assert got.shape == wanted.shape, where
+        assert (got - wanted).norm() <= tolerance * wanted.norm(), f"{where}: {(got - wanted).norm() / wanted.norm():.2e}"
+    else:
+        assert got == pytest.approx(wanted, rel=tolerance), where
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_a_layout_trains_as_one_process_does(ranks, serial, case):
+    got = ranks(run, case.mesh, case, count=Mesh.of(case.mesh).ranks)[0]
+    compare(got, serial(case), "", 1e-5)
+
+
+if __name__ == "__main__":
+    print("| mesh and recipe |\n|---|")
+    for each in CASES:
+        print(f"| {name(each)} |")
