@@ -114,8 +114,8 @@ class Attention(nn.Module):
         self.norm_whole = qk_norm == "whole"
 
     def forward(self, x: Tensor, context: Context, cache: Any = None) -> Tensor:
-        rows, length, _ = x.shape
         query, key, value = self.qkv(x).split(self.parts, dim=-1)
+        rows, length, _ = query.shape
         if self.q_norm is not None and self.k_norm is not None and self.norm_whole:
             query, key = self.q_norm(query), self.k_norm(key)
         query = query.view(rows, length, self.heads, self.head_size)
