@@ -89,6 +89,20 @@ def slow_flash_backward(query: torch.Tensor) -> bool:
     return query.device.type == "cpu" and query.dtype == torch.bfloat16
 
 
+@cache
+def has_grouped_products(dtype: torch.dtype) -> bool:
+    """Whether this machine multiplies groups of rows with a matrix each in one kernel, and groups of rows with each other."""
+    rows = torch.ones(4, 16, dtype=dtype, device=device())
+    matrices = torch.ones(2, 16, 16, dtype=dtype, device=device())
+    ends = torch.tensor([1, 4], dtype=torch.int32, device=device())
+    try:
+        torch.nn.functional.grouped_mm(rows, matrices.mT, offs=ends)
+        torch.nn.functional.grouped_mm(rows.mT, rows, offs=ends)
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
 _FUSING = False
 
 

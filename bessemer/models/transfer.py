@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from bessemer.core import rng
+from bessemer.models.layers.grouped import ExpertLinear
 from bessemer.models.layers.linear import Linear
 
 BASE_WIDTH, BASE_DEPTH = 256, 4
@@ -54,8 +55,15 @@ def parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module,
                 yield f"{prefix}.{name}" if prefix else name, parameter, module, name
 
 
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a stored model consists of, by full name: its parameters, each shared one once, and its lasting buffers."""
+    found: dict[str, Tensor] = {full: parameter for full, parameter, *_ in parameters(model)}
+    lasting = model.state_dict(keep_vars=True).keys()
+    return found | {name: buffer for name, buffer in model.named_buffers() if name in lasting}
+
+
 def parameter_roles(model: nn.Module) -> dict[str, str]:
-    """ "embedding", "matrix", "head" or "vector" by parameter name; what a layer leaves unsaid follows from its shape."""
+    """ "embedding", "matrix", "head", "vector" or "entries" (a list of a matrix's) by parameter name; what a layer leaves unsaid follows from its shape."""
     found = {}
     for full, parameter, module, name in parameters(model):
         roles = getattr(module, "roles", {})
@@ -64,7 +72,7 @@ def parameter_roles(model: nn.Module) -> dict[str, str]:
 
 
 def logical_axes(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """The logical axis of each dimension by parameter name: "vocabulary", "embed", "heads", "head", "ffn", "position"."""
+    """The logical axis of each dimension by parameter name: "vocabulary", "embed", "heads", "head", "ffn", "position", "experts"."""
     found = {}
     for full, parameter, module, name in parameters(model):
         axes = getattr(module, "axes", {})
@@ -75,7 +83,9 @@ def logical_axes(model: nn.Module) -> dict[str, tuple[str, ...]]:
 def stacked_parts(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Rows of each matrix stacked in one weight, by parameter name, for those that stack several (query, key, value)."""
     return {
-        full: module.parts for full, _, module, name in parameters(model) if isinstance(module, Linear) and name == "weight" and len(module.parts) > 1
+        full: module.parts  # type: ignore[misc]
+        for full, _, module, name in parameters(model)
+        if isinstance(module, Linear | ExpertLinear) and name == "weight" and len(module.parts) > 1
     }
 
 
@@ -96,7 +106,7 @@ def parameter_scales(model: nn.Module, rule: Rule = "adam") -> dict[str, float]:
     for full, _, module, name in parameters(model):
         scale = 1.0
         role = getattr(module, "roles", {}).get(name, "vector")
-        if rule == "adam" and role in ("matrix", "head"):
+        if rule == "adam" and role in ("matrix", "head", "entries"):
             scale /= width
         if getattr(module, "residual", False):
             scale /= depth
@@ -107,10 +117,19 @@ def parameter_scales(model: nn.Module, rule: Rule = "adam") -> dict[str, float]:
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, seed: int) -> None:
-    """Draws every parameter anew, keyed by the seed and its name, so nothing depends on the order of construction."""
+def initialise(model: nn.Module, seed: int, within: str = "") -> None:
+    """Draws every parameter anew, keyed by the seed and its name, so nothing depends on the order of construction; buffers begin at 0.
+
+    Args:
+        within: only those whose name begins so.
+    """
     options = getattr(model, "options", {})
+    for full, buffer in model.named_buffers():
+        if full.startswith(within):
+            buffer.zero_()
     for full, parameter, module, name in parameters(model):
+        if not full.startswith(within):
+            continue
         role = getattr(module, "roles", {}).get(name, "vector")
         if role == "vector":
             parameter.fill_(_vector(full, module, name, options))
@@ -119,6 +138,9 @@ def initialise(model: nn.Module, seed: int) -> None:
 
 
 def _vector(full: str, module: nn.Module, name: str, options: dict[str, Any]) -> float:
+    stated = getattr(module, "initial", {}).get(name)
+    if stated is not None:
+        return stated
     if name == "bias":
         return 0.0
     if not options.get("transfer"):
@@ -132,7 +154,7 @@ def _std(module: nn.Module, role: str, parameter: Tensor, options: dict[str, Any
     residual = getattr(module, "residual", False)
     if not options.get("transfer"):
         return PLAIN_STD / math.sqrt(2 * options["depth"]) if residual else PLAIN_STD
-    inputs = parameter.shape[1]
+    inputs = parameter.shape[-1]
     if role == "embedding":
         return PLAIN_STD if options["tied"] else EMBEDDING_STD
     if role == "head":

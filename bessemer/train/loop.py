@@ -62,6 +62,7 @@ def steps(run: Run) -> Iterator[Report]:
                 run.checkpoints.before_update()
             with clock("update"):
                 run.optimizers.step()
+                run.engine.after_step(result)
                 run.after_step()
         run.optimizers.zero_grad()
         run.advance(batches, skipped=verdict.action == "skip", seconds=clock.total())

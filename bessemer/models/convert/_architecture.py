@@ -151,6 +151,8 @@ class Architecture:
 
     def why_not(self, o: dict[str, Any]) -> str | None:
         """Why a model of these options is not of this architecture, or None."""
+        if o.get("experts"):
+            return "it has layers of experts"
         for key, allowed in self.required.items():
             if o[key] not in allowed:
                 return f"{key} is {o[key]!r}"

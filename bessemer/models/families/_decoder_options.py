@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bessemer.core.errors import RecipeError
+from bessemer.models.layers import experts
 from bessemer.models.layers.rope import scaling_problem
 
 HEAD_SIZE = 64
@@ -30,6 +31,7 @@ def resolve(given: dict[str, Any]) -> dict[str, Any]:
     if o["ffn"] == "auto":
         factor = 8 / 3 if o["mlp"] == "swiglu" else 4
         o["ffn"] = max(MULTIPLE, round(o["width"] * factor / MULTIPLE) * MULTIPLE)
+    o["experts"] = experts.resolve(o["experts"], o["ffn"])
     return o
 
 
@@ -70,6 +72,12 @@ def check(vocabulary: int, o: dict[str, Any]) -> None:
             )
     if o["parallel"] and o["norm_place"] != "pre":
         raise RecipeError(f"parallel blocks have one norm before both parts, and norm_place is '{o['norm_place']}'", key="model.parallel")
+    if o["experts"] is not None:
+        wrong = experts.problem(o["experts"], o["depth"])
+        if wrong:
+            raise RecipeError(wrong[1], key=f"model.experts.{wrong[0]}")
+        if o["mlp_bias"]:
+            raise RecipeError("experts have no biases", key="model.mlp_bias", mend="leave it out, or the experts")
     if o["rope_scaling"] is not None:
         if o["positions"] != "rope":
             raise RecipeError(f"there is nothing to scale with positions = '{o['positions']}'", key="model.rope_scaling")

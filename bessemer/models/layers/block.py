@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from bessemer.models.layers.attention import Attention, Context
+from bessemer.models.layers.experts import MixtureOfExperts
 
 NormPlace = Literal["pre", "post", "reordered"]
 
@@ -24,7 +25,7 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm, self.attention = attention_norm, attention
         self.mlp_norm, self.mlp = mlp_norm, mlp
-        self.place, self.parallel = place, parallel
+        self.place, self.parallel, self.routed = place, parallel, isinstance(mlp, MixtureOfExperts)
         for each in (attention_norm, mlp_norm):
             if each is not None and place == "reordered":
                 each.residual = True  # type: ignore[assignment]
@@ -33,12 +34,15 @@ class Block(nn.Module):
         """x: [rows, length, width], to the same shape."""
         if self.parallel or self.mlp_norm is None:
             normed = self.attention_norm(x)
-            return x + self.attention(normed, context, cache) + self.mlp(normed)
+            return x + self.attention(normed, context, cache) + self._feed(normed, context)
         if self.place == "pre":
             x = x + self.attention(self.attention_norm(x), context, cache)
-            return x + self.mlp(self.mlp_norm(x))
+            return x + self._feed(self.mlp_norm(x), context)
         if self.place == "post":
             x = self.attention_norm(x + self.attention(x, context, cache))
-            return self.mlp_norm(x + self.mlp(x))
+            return self.mlp_norm(x + self._feed(x, context))
         x = x + self.attention_norm(self.attention(x, context, cache))
-        return x + self.mlp_norm(self.mlp(x))
+        return x + self.mlp_norm(self._feed(x, context))
+
+    def _feed(self, x: Tensor, context: Context) -> Tensor:
+        return self.mlp(x, context) if self.routed else self.mlp(x)

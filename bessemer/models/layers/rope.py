@@ -39,20 +39,24 @@ class Rope:
         self.original = int(self.scaling.get("original_max_position_embeddings") or length)
         self._known: dict[tuple[torch.device, bool], Tensor] = {}
 
-    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, float32 [rows, length, 1, size / 2], for positions [rows, length]."""
-        frequencies = self.frequencies(positions)
+    def __call__(self, positions: Tensor, longest: int | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, float32 [rows, length, 1, size / 2], for positions [rows, length].
+
+        Args:
+            longest: the highest position of the batch plus one, where `positions` are only some of it.
+        """
+        frequencies = self.frequencies(positions, longest)
         angles = positions[..., None].to(torch.float32) * frequencies
         factor = self.attention_factor()
         return (angles.cos() * factor).unsqueeze(2), (angles.sin() * factor).unsqueeze(2)
 
-    def frequencies(self, positions: Tensor) -> Tensor:
+    def frequencies(self, positions: Tensor, longest: int | None = None) -> Tensor:
         """float32 [size / 2]; for the dynamic and longrope scalings they depend on the longest position seen."""
         if self.kind == "dynamic":
-            longest = max(int(positions.max()) + 1, self.length)
+            longest = max(longest or int(positions.max()) + 1, self.length)
             growth = self.scaling["factor"] * longest / self.length - (self.scaling["factor"] - 1)
             return self._plain(self.theta * growth ** (self.size / (self.size - 2)), positions.device)
-        beyond = self.kind == "longrope" and int(positions.max()) + 1 > self.original
+        beyond = self.kind == "longrope" and (longest or int(positions.max()) + 1) > self.original
         key = (positions.device, beyond)
         if key not in self._known:
             self._known[key] = self._scaled(self._plain(self.theta, positions.device), beyond)

@@ -45,6 +45,8 @@ class Log:
             "skipped": progress.skipped,
             **self.run.energy(),
         }
+        if report.result.counts:
+            line["counts"] = {name: count.tolist() for name, count in report.result.counts.items()}
         self.run.metrics.write(line)
         self.run.work.progress(*self.run.budget(), loss=report.result.loss, tokens_per_second=self.rate)
 
