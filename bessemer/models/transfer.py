@@ -118,15 +118,15 @@ def parameter_scales(model: nn.Module, rule: Rule = "adam") -> dict[str, float]:
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int, within: str = "") -> None:
-    """Draws every parameter anew, keyed by the seed and its name, so nothing depends on the order of construction; buffers begin at 0.
+    """Draws every parameter anew, keyed by the seed and its name, so nothing depends on the order of construction; modules reset their buffers.
 
     Args:
         within: only those whose name begins so.
     """
     options = getattr(model, "options", {})
-    for full, buffer in model.named_buffers():
-        if full.startswith(within):
-            buffer.zero_()
+    for full, module in model.named_modules():
+        if f"{full}.".startswith(within) and hasattr(module, "reset_buffers"):
+            module.reset_buffers()
     for full, parameter, module, name in parameters(model):
         if not full.startswith(within):
             continue

@@ -81,6 +81,12 @@ class Router(nn.Module):
         self.gate = Linear(width, experts + zero, axes=("none", "embed"), role="head")
         self.register_buffer("bias", torch.zeros(experts + zero) if rate else None)
 
+    @torch.no_grad()
+    def reset_buffers(self) -> None:
+        """The bias of a new model."""
+        if self.bias is not None:
+            self.bias.zero_()
+
     def forward(self, x: Tensor, context: Context) -> tuple[Routing, Seen | None]:
         """x: [rows, length, width]. What was seen is None at rest."""
         with torch.autocast(x.device.type, enabled=False):
@@ -128,6 +134,7 @@ class Router(nn.Module):
         sizes = torch.bincount(group.flatten(), minlength=rows * count)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[group.flatten()[order]]
+        assert self.capacity is not None
         room = (inside.sum(1) * (self.capacity * active / self.experts)).ceil()
         kept = ((place.view(rows, length, active) < room[:, None, None]) | (choice >= self.experts)) & inside[..., None]
         return kept if context.spread is None else context.spread.mine(kept)
