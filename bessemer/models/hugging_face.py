@@ -18,6 +18,7 @@ from bessemer.core.errors import ArtifactError, neighbours
 from bessemer.core.registry import find, names
 from bessemer.models import package, weights
 from bessemer.models.convert._architecture import Architecture, Config, Source
+from bessemer.models.reparameterized import merge
 from bessemer.models.transfer import parameters
 
 ARCHITECTURES = "models/convert"
@@ -209,7 +210,7 @@ def package_to(model: package.Model, folder: Path, *, dtype: torch.dtype | None 
     """Writes a model artifact's Hugging Face files into `folder`."""
     card = model.card
     return write_folder(
-        model.build(None),
+        merge(model.build(None)),
         folder,
         tokenizer=model.folder,
         tokens=card.get("tokens"),

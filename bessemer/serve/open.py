@@ -11,6 +11,7 @@ from bessemer.core import device
 from bessemer.core.errors import ArtifactError
 from bessemer.data.tokenizer import Tokenizer
 from bessemer.models import package
+from bessemer.models.reparameterized import merge
 from bessemer.serve.generate import check_vocabulary
 
 
@@ -31,6 +32,6 @@ def open_model(folder: str | Path, tokenizer: str | Path | None = None, dtype: t
     if tokenizer is None and not (found / "tokenizer.json").is_file():
         raise ArtifactError("there is no tokenizer beside the model", file=place, mend="name one's folder with --tokenizer")
     words = Tokenizer.load(found)
-    model = package.load(place, dtype).to(device.device())
+    model = merge(package.load(place, dtype)).to(device.device())
     check_vocabulary(model, words)
     return model, words

@@ -1,0 +1,65 @@
+"""Block-affine adaptation."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bessemer.models.reparameterized import Match, Matrix, Others, Place, replace, within
+
+
+def bone(model: nn.Module, seed: int = 0, *, rank: int = 16, guide: bool = True, match: Match = "blocks.*", others: Others = "freeze") -> nn.Module:
+    """An affine change of every square block of the weight, one small matrix for each row of blocks (Kang 2024, "Bone").
+
+    W is cut into blocks W_ij of rank x rank; block-row i has one trained matrix b_i, zeros at first: W_ij + W_ij b_i + b_i. The weight
+    itself guides the update ("Weight Guide"); the paper's later versions call this form BAT and the one without the product
+    Bone: W_ij + b_i, which is `guide = false` and cheaper. A side that rank doesn't divide is filled up with zeros and cut again.
+    Trains rank x outputs numbers of each matrix (outputs rounded up to a multiple of rank), half of LoRA's or less at equal rank.
+
+    Claim: LLaMA2-7B fine-tuned on MetaMathQA reaches 49.36 on GSM8K, 5.84% above PiSSA.
+
+    Args:
+        rank: the side of a block.
+        guide: whether blocks are multiplied too.
+        match: which linear layers.
+        others: whether all other parameters train or are frozen.
+    """
+    within(rank, 0, 1 << 16, "rank")
+    return replace(model, partial(BoneMatrix, rank=rank, guide=guide), seed, match, others)
+
+
+class BoneMatrix(Matrix):
+    """W_ij + W_ij b_i + b_i, or W_ij + b_i, by blocks."""
+
+    base: Tensor
+    blocks: Tensor
+
+    def __init__(self, weight: Tensor, place: Place, *, rank: int, guide: bool) -> None:
+        super().__init__(weight, place)
+        self.rank, self.guide = rank, guide
+        self.rows, self.columns = -(-self.outputs // rank), -(-self.inputs // rank)
+        self.hold("base", weight, trains=False)
+        self.hold("blocks", weight.new_zeros(self.rows * rank, rank), axes=(place.axes[0], "rank"))
+
+    def composed(self) -> Tensor:
+        size = self.rank
+        blocks = self.blocks.view(self.rows, 1, size, size)
+        change = blocks.expand(-1, self.columns, -1, -1)
+        if self.guide:
+            filled = F.pad(self.base, (0, self.columns * size - self.inputs, 0, self.rows * size - self.outputs))
+            change = change + filled.view(self.rows, size, self.columns, size).transpose(1, 2) @ blocks
+        whole = change.transpose(1, 2).reshape(self.rows * size, self.columns * size)
+        return self.base + whole[: self.outputs, : self.inputs]
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self.guide:
+            return super().forward(x, bias)
+        filled = F.pad(x, (0, self.columns * self.rank - self.inputs))
+        sums = filled.unflatten(-1, (self.columns, self.rank)).sum(-2)
+        return F.linear(x, self.base, bias) + F.linear(sums, self.blocks[: self.outputs])
+
+    def flops(self) -> float:
+        """The guided form needs the gradient of the whole composed matrix."""
+        return super().flops() if self.guide else 4.0 * self.outputs * self.inputs + 6.0 * self.outputs * self.rank

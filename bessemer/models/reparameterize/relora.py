@@ -1,0 +1,70 @@
+"""LoRA that is merged and begun anew while training goes on."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from bessemer.core.progress import Progress
+from bessemer.core.registry import Auto
+from bessemer.models.reparameterize._low_rank import LowRank
+from bessemer.models.reparameterized import Counting, Match, Optimizers, Others, Place, rank_of, replace, within
+
+
+def relora(
+    model: nn.Module, seed: int = 0, *, rank: int | Auto = "auto", alpha: float | Auto = "auto", every: int = 1000, prune: float = 0.99,
+    match: Match = "blocks.*", others: Others = "train",
+) -> nn.Module:  # fmt: skip
+    """LoRA merged into the weight and begun anew every so many updates, so that the sum has a high rank (Lialin et al. 2023, "ReLoRA").
+
+    At a restart W += alpha / rank x B A, B becomes zeros, A is drawn anew, and of the optimizer's state of both all but the largest entries
+    become zero. The learning rate should fall to zero and rise again with it: schedule.lr = { name = "jagged", every = the same }.
+    The paper trains in full for the first quarter: a stage of its own before this one. Trains rank x (outputs + inputs) numbers of each
+    matrix, and all that is not matched.
+
+    Claim: a 1.3B model trained so takes 5.5 GB less memory and comes close to full training.
+
+    Args:
+        rank: of the factors; auto: a quarter of each matrix's smaller side.
+        alpha: the product is scaled by alpha / rank; auto: by 1.
+        every: updates between restarts.
+        prune: share of the optimizer's state that a restart zeroes, the smallest by magnitude; 1: all of it, and its step count.
+        match: which linear layers.
+        others: whether all other parameters train or are frozen.
+    """
+    within(every, 0, 1 << 62, "every")
+    within(prune, -1e-9, 1, "prune")
+    return replace(model, partial(ReLoRAMatrix, rank=rank, alpha=alpha, every=every, prune=prune), seed, match, others)
+
+
+class ReLoRAMatrix(LowRank, Counting):
+    """W0 + scale x B A, restarted."""
+
+    def __init__(self, weight: Tensor, place: Place, *, rank: int | Auto, alpha: float | Auto, every: int, prune: float) -> None:
+        own = rank_of(weight, rank)
+        super().__init__(weight, place, own, 1.0 if alpha == "auto" else alpha / own)
+        self.every, self.prune = every, prune
+
+    def act(self, progress: Progress, optimizers: Optimizers) -> None:
+        """Restarts when it is due."""
+        if self.updates % self.every:
+            return
+        self.base += self.scale * (self.left @ self.right)
+        self.left.zero_()
+        drawn = torch.randn(self.right.shape, generator=self.place.generator("right", self.updates)) * (3 * self.inputs) ** -0.5
+        self.right.copy_(drawn)
+        for parameter in (self.left, self.right):
+            if self.prune >= 1.0:
+                optimizers.forget(parameter)
+                continue
+            for state in optimizers.entries(parameter):
+                state.mul_(largest(state, 1.0 - self.prune))
+
+
+def largest(state: Tensor, share: float) -> Tensor:
+    """Which entries belong to that share of the greatest magnitudes; ties go to the earlier."""
+    kept = torch.zeros_like(state, dtype=torch.bool).flatten()
+    kept[state.abs().flatten().topk(round(share * state.numel())).indices] = True
+    return kept.view_as(state)
