@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from bessemer.core.batch import Batch
+from bessemer.data.prefixes import Prefixed
 from bessemer.data.rows import Array, Rows, spread
 from bessemer.data.tokens import Tokens
 
@@ -48,8 +49,8 @@ class Layout:
         return torch.from_numpy(flat.reshape(self.height, self.length))
 
 
-def gather(tokens: Tokens, rows: Rows, chosen: Array) -> Batch:
-    """The chosen rows as a batch with the stream `next_token` of weights: 1 for every token, 0 for padding.
+def gather(tokens: Tokens | Prefixed, rows: Rows, chosen: Array) -> Batch:
+    """The chosen rows as a batch with the stream `next_token` of weights: 1 for every token that counts, 0 for padding.
 
     Args:
         chosen: int64, numbers of rows.
@@ -61,6 +62,7 @@ def gather(tokens: Tokens, rows: Rows, chosen: Array) -> Batch:
     read = np.empty_like(targets)
     read[1:] = targets[:-1]
     read[layout.before] = heads
+    counts = tokens.counted(tokens.starts[rows.document[piece]] + start, size) if isinstance(tokens, Prefixed) else np.ones(layout.total, np.float32)
     alone = not rows.masked or (layout.full and len(piece) == len(chosen))
     positions = spread(np.zeros_like(size) if rows.masked else layout.column, size)
     return Batch(
@@ -68,11 +70,11 @@ def gather(tokens: Tokens, rows: Rows, chosen: Array) -> Batch:
         positions=layout.lay(positions, 0, np.int64),
         segments=None if alone else layout.lay(np.repeat(layout.number, size), 0, np.int64),
         targets=layout.lay(targets, tokens.pad, np.int64),
-        weights={"next_token": layout.lay(np.ones(layout.total, dtype=np.float32), 0.0, np.float32)},
+        weights={"next_token": layout.lay(counts, 0.0, np.float32)},
     )
 
 
-def _read(tokens: Tokens, begin: Array, size: Array, inner: Array) -> tuple[Array, Array]:
+def _read(tokens: Tokens | Prefixed, begin: Array, size: Array, inner: Array) -> tuple[Array, Array]:
     """The pieces' tokens, and what is read before the first of each: `begin` where a document starts, else the token before."""
     found = tokens.take(begin - inner, size + inner)  # one more token for those that start inside a document
     heads = np.full(len(begin), tokens.begin, dtype=np.int64)

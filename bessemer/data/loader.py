@@ -1,7 +1,8 @@
-"""The loader: a pure function from sample numbers to batches, so its whole state is one integer."""
+"""The loader: a pure function from sample numbers to batches, so its state is one integer, and what an online mix decided so far."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -9,17 +10,21 @@ import numpy as np
 import torch
 from pydantic_core import PydanticCustomError
 
-from bessemer.core import rng
 from bessemer.core.batch import Batch
 from bessemer.core.errors import DataError, RecipeError
+from bessemer.core.progress import Progress
 from bessemer.core.registry import Choice, choose
 from bessemer.data.layout import gather
-from bessemer.data.mixture import Mixture
-from bessemer.data.rows import Array, Rows
+from bessemer.data.mix._online import Online, View
+from bessemer.data.packed import Packed
+from bessemer.data.pieces import Pieces
+from bessemer.data.prefixes import Prefixed, Prefixes
+from bessemer.data.rows import Array
 from bessemer.data.tokens import By, Split, Tokens
 
 _BLOCK = 4096
 """Samples looked up at once."""
+_NEVER = 1 << 62
 
 
 class Loader:
@@ -28,6 +33,10 @@ class Loader:
     Sample n of the global order belongs to the group (domain or source) that `Mixture` gives it; it is the next row of
     that group's current epoch, and every epoch goes through the group's rows in another keyed order. Nothing depends on
     what was asked before, on how many rows are asked for at once, or on the number of ranks.
+
+    A mix that changes while a model trains is asked by `follow` before every step. What it answers holds from that step's first sample on
+    and is recorded (`state`), so the order is a function of the seed and of what is recorded. The same goes for the sample at which a
+    condition's cooldown begins: from there on the rows are those of the bare documents.
 
     In a row every token is a target once. A document's first token is predicted from `tokens.begin`, every other from
     the one before it: the model reads a document shifted by one, and the end token only as a target. A piece in the
@@ -46,10 +55,11 @@ class Loader:
         seed: keys the order of documents and rows.
         split: "train" or "held_out".
         task: the name given to the batches.
+        prefixes: what stands before each document, made by a method of data/condition.
 
     Attributes:
         names: the groups; `Batch.sources` numbers them.
-        shares: name -> share of the samples, summing to one.
+        shares: name -> share of the samples at the start, summing to one.
         rows_of: name -> rows in one epoch.
         epoch: rows of all groups together.
         padding: the share of places that hold no token, over all rows.
@@ -71,6 +81,7 @@ class Loader:
         seed: int = 0,
         split: Split = "train",
         task: str = "text",
+        prefixes: Prefixes | None = None,
     ) -> None:
         self.tokens, self.length, self.seed, self.split, self.task = tokens, length, seed, split, task
         if length < 1:
@@ -80,13 +91,14 @@ class Loader:
         if sum(sizes.values()) < length:
             problem = f"a row has {length} tokens, and the whole {split} split has {sum(sizes.values())}"
             raise DataError(problem, file=tokens.folder, key="length", mend="shorten the rows or collect more text")
-        self.shares = {"all": 1.0} if mix is None else choose_method("data/mix", mix)(sizes)
+        made = {"all": 1.0} if mix is None else choose_method("data/mix", mix)(sizes)
+        self.online: Online | None = made if isinstance(made, Online) else None
+        self.shares: dict[str, float] = dict(made.shares if isinstance(made, Online) else made)
         self.names = list(self.shares)
         self._check_shares(sizes)
-        self.mixture = Mixture(list(self.shares.values()))
-        packing = choose_method("data/pack", pack)
-        self._block = lru_cache(8)(lambda number: self.rows_at(np.arange(number * _BLOCK, (number + 1) * _BLOCK)))
-        self._pack([groups[name] if self.shares[name] else groups[name][:0] for name in self.names], packing)
+        self.pieces = Pieces(list(self.shares.values()))
+        self._rows(groups, choose_method("data/pack", pack), prefixes)
+        self._block = lru_cache(8)(lambda *at: self._rows_in(np.arange(at[-1] * _BLOCK, (at[-1] + 1) * _BLOCK), *at[:-1]))
 
     def _groups(self, together: bool, by: By, only: list[str] | None) -> dict[str, Array]:
         known = self.tokens.domains if by == "domain" else self.tokens.sources
@@ -99,29 +111,23 @@ class Loader:
                 problem = f"'{name}' has a share of {share:.3g}, and no document in the {self.split} split"
                 raise DataError(problem, file=self.tokens.folder, key=f"mix.weights.{name}", mend="leave it out, or collect more of it")
 
-    def _pack(self, groups: list[Array], packing: Choice) -> None:
-        parts = []
-        for name, found in zip(self.names, groups, strict=True):
-            order = found[rng.permute(np.arange(len(found)), len(found), rng.key(self.seed, "documents", name))] if len(found) else found
-            part = packing(self.tokens.lengths[order], self.length)
-            parts.append(Rows(part.offsets, order[part.document], part.start, part.size, self.length, part.masked))
-        self.rows = Rows.join(parts)
-        self._counts = np.array([part.count for part in parts], dtype=np.int64)
-        self._firsts = np.cumsum(self._counts) - self._counts
-        self.rows_of = {name: part.count for name, part in zip(self.names, parts, strict=True)}
+    def _rows(self, groups: dict[str, Array], pack: Choice, prefixes: Prefixes | None) -> None:
+        """Packs the documents: with their prefixes, if there are any, and bare if the prefixes end some time."""
+        used = {name: groups[name] if self.shares[name] or self.online else groups[name][:0] for name in self.names}
+        views: list[Any] = [self.tokens] if prefixes is None else [Prefixed(self.tokens, prefixes), *([self.tokens] if prefixes.cooldown else [])]
+        self._views: list[tuple[Any, Packed]] = [(view, Packed(view.lengths, used, pack, self.length, self.seed)) for view in views]
+        self.cooldown, self.cools_from = (prefixes.cooldown if prefixes else 0.0), _NEVER
+        packed = self._views[0][1]
+        self.rows, self.rows_of = packed.rows, dict(zip(self.names, packed.counts.tolist(), strict=True))
         self.epoch, self.padding = self.rows.count, self.rows.padding
 
     def rows_at(self, sample: Array) -> tuple[Array, Array]:
         """Which row of `self.rows`, and which group, each sample of the global order is: two int64 arrays."""
-        group, index = self.mixture.at(np.asarray(sample, dtype=np.int64))
-        epoch, place = np.divmod(index, self._counts[group])
-        row = np.empty_like(place)
-        for key in np.unique(np.stack([group, epoch]), axis=1).T.tolist():
-            mine = (group == key[0]) & (epoch == key[1])
-            count = int(self._counts[key[0]])
-            shuffled = rng.permute(place[mine], count, rng.key(self.seed, "rows", self.names[key[0]], key[1]))
-            row[mine] = self._firsts[key[0]] + shuffled
-        return row, group
+        return self._rows_in(np.asarray(sample, dtype=np.int64), self.pieces, self._views[0][1])
+
+    def _rows_in(self, sample: Array, pieces: Pieces, packed: Packed) -> tuple[Array, Array]:
+        group, index = pieces.at(sample)
+        return packed.at(group, index), group
 
     def batch(self, start: int, rows: int, *, rank: int = 0, ranks: int = 1) -> Batch:
         """Samples `start` to `start + rows` of the global order, or one rank's contiguous block of them.
@@ -132,17 +138,59 @@ class Loader:
             rank, ranks: which block of the global batch; blocks differ by at most one row.
         """
         sample = np.arange(start + rows * rank // ranks, start + rows * (rank + 1) // ranks, dtype=np.int64)
-        row, group = self._looked_up(sample)
-        batch = gather(self.tokens, self.rows, row)
+        view, packed = self._views[-1 if start >= self.cools_from else 0]
+        row, group = self._looked_up(sample, packed)
+        batch = gather(view, packed.rows, row)
         batch.samples, batch.sources, batch.task = torch.from_numpy(sample), torch.from_numpy(group), self.task
         return batch
 
-    def _looked_up(self, sample: Array) -> tuple[Array, Array]:
-        """`rows_at` for consecutive samples, by whole blocks that are kept: most of its cost does not depend on their number."""
+    def follow(self, progress: Progress, start: int, measure: Callable[[], Mapping[str, float]]) -> bool:
+        """Lets an online mix and a cooldown look at where the run stands, before its step begins at sample `start`.
+
+        Args:
+            measure: held-out nats per token by group, under the model as it is; called only when the mix wants it.
+
+        Returns:
+            whether samples from `start` on are others than before.
+        """
+        changed = False
+        if self.cooldown and self.cools_from == _NEVER and progress.fraction >= 1.0 - self.cooldown:
+            self.cools_from, changed = start, True
+        if self.online is not None:
+            shares = self.online.look(View(progress, self.epochs(start), measure))
+            if shares is not None:
+                self.pieces, changed = self.pieces.then(start, [shares[name] for name in self.names]), True
+        return changed
+
+    def epochs(self, sample: int) -> dict[str, float]:
+        """group -> how many times its rows were gone through when `sample` samples have been read."""
+        counts = self.pieces.counts(sample)
+        return {name: int(count) / self.rows_of[name] for name, count in zip(self.names, counts, strict=True) if self.rows_of[name]}
+
+    def state(self) -> dict[str, Any]:
+        """What an online mix decided and the start of the cooldown, as JSON can hold it; empty where neither can change."""
+        if self.online is None:
+            return {"cools_from": self.cools_from} if self.cooldown else {}
+        return {"cools_from": self.cools_from, "pieces": self.pieces.state(), "mix": self.online.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state` gave.
+
+        Raises:
+            ArtifactError: it is of other groups.
+        """
+        self.cools_from = int(state.get("cools_from", _NEVER))
+        if self.online is not None:
+            self.pieces = Pieces.restored(state["pieces"], len(self.names))
+            self.online.restore(state["mix"])
+
+    def _looked_up(self, sample: Array, packed: Packed) -> tuple[Array, Array]:
+        """Row and group of consecutive samples, by whole blocks that are kept: most of its cost does not depend on their number."""
+        pieces = self.pieces
         if not len(sample):
-            return self.rows_at(sample)
+            return self._rows_in(sample, pieces, packed)
         first, last = int(sample[0]) // _BLOCK, int(sample[-1]) // _BLOCK
-        row, group = (np.concatenate(parts) for parts in zip(*(self._block(number) for number in range(first, last + 1)), strict=True))
+        row, group = (np.concatenate(parts) for parts in zip(*(self._block(pieces, packed, n) for n in range(first, last + 1)), strict=True))
         inside = slice(int(sample[0]) - first * _BLOCK, int(sample[-1]) + 1 - first * _BLOCK)
         return row[inside], group[inside]
 

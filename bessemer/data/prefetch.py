@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Protocol, Self
@@ -46,6 +47,17 @@ class Prefetch:
     def _make(self, key: tuple[int, int, int, int]) -> Batch:
         start, rows, rank, ranks = key
         return self.source.batch(start, rows, rank=rank, ranks=ranks)
+
+    def change(self, act: Callable[[], bool]) -> bool:
+        """Lets the source change what it answers; if it says it did, what was made ahead is dropped.
+
+        Args:
+            act: changes the source, in one assignment that a batch being made sees or doesn't; returns whether it did.
+        """
+        changed = act()
+        if changed:
+            self._ready.clear()
+        return changed
 
     def close(self) -> None:
         """Ends the thread, dropping what is not asked for yet."""

@@ -21,6 +21,8 @@ class Rows:
         size: int64 [pieces], its tokens.
         length: the tokens of a row; what the pieces leave is padding.
         masked: whether attention stays inside a piece and positions begin again at each.
+        levels, turns: int64 [rows], where the order of rows matters: the level of each row, and the level of each place of
+            an epoch. None: any row may come at any place.
     """
 
     offsets: Array
@@ -29,6 +31,8 @@ class Rows:
     size: Array
     length: int
     masked: bool = True
+    levels: Array | None = None
+    turns: Array | None = None
 
     @property
     def count(self) -> int:
@@ -55,7 +59,7 @@ class Rows:
 
     @classmethod
     def join(cls, parts: list[Rows]) -> Rows:
-        """The rows of several packings of one length, in order."""
+        """The rows of several packings of one length, one packing after the other; levels and turns are left out."""
         ends = np.cumsum([0] + [int(part.offsets[-1]) for part in parts])
         offsets = [part.offsets[1:] + end for part, end in zip(parts, ends, strict=False)]
         first = parts[0]

@@ -134,7 +134,7 @@ def test_groups_hold_only_their_own_documents():
     tokens = small_tokens()
     made = shared()
     for number, name in enumerate(made.names):
-        first, count = made._firsts[number], made._counts[number]
+        first, count = made._views[0][1].firsts[number], made._views[0][1].counts[number]
         mine = made.rows.document[made.rows.offsets[first] : made.rows.offsets[first + count]]
         assert {tokens.domains[i] for i in tokens.domain[mine]} == {name}
         assert not tokens.held_out[mine].any()

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bessemer.core.registry import choose, names
+from bessemer.data.mix._online import Online
 from bessemer.data.mixture import PERIOD, Mixture, quantise
 
 SHARES = st.lists(st.floats(0, 1).map(lambda x: x if x > 1e-12 else 0.0), min_size=1, max_size=9).filter(lambda each: sum(each) > 1e-3)
@@ -55,8 +56,10 @@ def test_each_source_is_counted_without_gap_anywhere(shares, start, size):
 
 @pytest.mark.parametrize("method", names("data/mix"))
 def test_every_method_gives_shares_that_sum_to_one(method):
-    options = {"weights": {"a": 3, "c": 1.5}} if method == "fixed" else {}
-    shares = choose("data/mix", {"name": method, **options})({"a": 100, "b": 0, "c": 7})
+    spans = [{"until": 0.5, "mix": "proportional"}, {"mix": "temperature"}]
+    options = {"fixed": {"weights": {"a": 3, "c": 1.5}}, "curriculum": {"spans": spans}}
+    made = choose("data/mix", {"name": method, **options.get(method, {})})({"a": 100, "b": 0, "c": 7})
+    shares = made.shares if isinstance(made, Online) else made
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["b"] == 0
     assert list(shares) == ["a", "b", "c"]
