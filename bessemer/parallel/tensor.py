@@ -196,4 +196,8 @@ def _see_local(module: nn.Module) -> None:
 
 
 def _piece(name: str) -> Any:
-    return lambda module: module._parameters[name].to_local()
+    def piece(module: nn.Module) -> Any:
+        parameter: Any = module._parameters[name]
+        return parameter.to_local() if parameter.device_mesh.ndim == 1 else parameter  # sharded along data too: between steps, not to be computed with
+
+    return piece
