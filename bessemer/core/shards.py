@@ -8,6 +8,7 @@ counts where that matters; `full_tensor` alone would return such a weight with i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,3 +87,29 @@ def tensor_ranks(value: DTensor) -> int:
     names = value.device_mesh.mesh_dim_names or ()
     at = names.index(TENSOR) if TENSOR in names else None
     return value.device_mesh.size(at) if at is not None and value.placements[at].is_shard(0) else 1
+
+
+def coordinates(mesh: DeviceMesh) -> list[tuple[int, ...]]:
+    """Every rank's place in a mesh, in the order of `mesh.mesh.flatten()`."""
+    return [tuple(place) for place in torch.cartesian_prod(*(torch.arange(size) for size in mesh.shape)).view(-1, mesh.ndim).tolist()]
+
+
+def place(value: DTensor, coordinate: Sequence[int], parts: Sequence[int] = ()) -> list[Tensor]:
+    """Which indices of the whole the rank at `coordinate` of the mesh holds, along each dimension: ascending within each stacked part.
+
+    Args:
+        parts: as given to `cut`.
+    """
+    held = [torch.arange(size) for size in value.shape]
+    names = value.device_mesh.mesh_dim_names or ("",) * value.device_mesh.ndim
+    for axis in sorted(range(value.device_mesh.ndim), key=lambda axis: names[axis] != TENSOR):  # data is cut from what tensor left
+        placement: Any = value.placements[axis]
+        if placement.is_replicate():
+            continue
+        dim, index, count = placement.dim, coordinate[axis], value.device_mesh.size(axis)
+        if names[axis] == TENSOR and dim == 0 and len(parts) > 1:
+            held[0] = torch.cat([torch.arange(start, stop) for start, stop in rows_of(parts, index, count)])
+        else:
+            size = -(-len(held[dim]) // count)
+            held[dim] = held[dim][index * size : (index + 1) * size]
+    return held

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from bessemer.core import shards
+from bessemer.optim._owners import Owners
 
 
 class Stacks:
@@ -18,24 +22,52 @@ class Stacks:
 
     def __init__(self, parameters: Sequence[Tensor], parts: Sequence[Sequence[int]] | None) -> None:
         self.parts = {id(p): tuple(cut) for p, cut in zip(parameters, parts or [()] * len(parameters), strict=True)}
+        self.owners: dict[tuple[int, ...], Owners] = {}
 
     def apply(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], change: Callable[[Tensor], Tensor], rate: float) -> None:
         """Subtracts `rate` times change(stack) from the parameters, stack by stack.
 
+        Matrices of which each rank holds a piece are put together by one rank each (`_owners.py`); all ranks call this together.
+
         Args:
-            gradients: what `change` is computed from, one for each parameter.
+            gradients: what `change` is computed from, one for each parameter: its own piece where the parameter is sharded.
             change: [count, outputs, inputs] -> the same shape.
         """
+        cut = [n for n, parameter in enumerate(parameters) if shards.pieces(parameter) > 1]
+        if cut:
+            self._apply_cut([parameters[n] for n in cut], [gradients[n] for n in cut], change, rate)
+        here = [n for n in range(len(parameters)) if n not in cut]
+        members = [(self._parts(parameters[n]), shards.local(parameters[n]), gradients[n]) for n in here]
+        self._apply_whole(members, change, rate)
+
+    def _apply_cut(self, parameters: Sequence[Any], pieces: list[Tensor], change: Callable[[Tensor], Tensor], rate: float) -> None:
+        key = tuple(map(id, parameters))
+        if key not in self.owners:
+            self.owners[key] = Owners(parameters, [self._parts(p) for p in parameters])
+
+        def orthogonal(matrices: dict[int, Tensor]) -> dict[int, Tensor]:
+            results = {n: torch.zeros_like(matrix) for n, matrix in matrices.items()}
+            self._apply_whole([(self._parts(parameters[n]), results[n], matrix) for n, matrix in matrices.items()], change, -1.0)
+            return results
+
+        updates = self.owners[key].apply(pieces, orthogonal)
+        torch._foreach_add_([shards.local(p) for p in parameters], updates, alpha=-rate)
+
+    def _apply_whole(self, members: Sequence[tuple[tuple[int, ...], Tensor, Tensor]], change: Callable[[Tensor], Tensor], rate: float) -> None:
+        """The same for whole matrices: (parts, what is changed, what the change is computed from)."""
         shapes: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            for place, matrix in zip(self._split(parameter, parameter), self._split(parameter, gradient), strict=True):
+        for parts, target, gradient in members:
+            for place, matrix in zip(_split(parts, target), _split(parts, gradient), strict=True):
                 shapes.setdefault(tuple(matrix.shape), []).append((place, matrix))
-        for members in shapes.values():
-            found = change(torch.stack([matrix for _, matrix in members]))
-            for (place, _), update in zip(members, found, strict=True):
+        for found in shapes.values():
+            changed = change(torch.stack([matrix for _, matrix in found]))
+            for (place, _), update in zip(found, changed, strict=True):
                 place.sub_(update, alpha=rate)
 
-    def _split(self, parameter: Tensor, value: Tensor) -> list[Tensor]:
-        flat = value.flatten(0, -3) if value.ndim > 2 else value[None]
-        rows = self.parts.get(id(parameter)) or (flat.shape[1],)
-        return [part for matrix in flat for part in matrix.split(rows)]
+    def _parts(self, parameter: Tensor) -> tuple[int, ...]:
+        return self.parts.get(id(parameter)) or ()
+
+
+def _split(parts: tuple[int, ...], value: Tensor) -> list[Tensor]:
+    flat = value.flatten(0, -3) if value.ndim > 2 else value[None]
+    return [part for matrix in flat for part in matrix.split(parts or (flat.shape[1],))]

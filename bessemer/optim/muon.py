@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bessemer.core import device
+from bessemer.core import device, shards
 from bessemer.optim._matrices import Stacks
 
 
@@ -43,11 +43,11 @@ class Muon(torch.optim.Optimizer):
             moving = [p for p in group["params"] if p.grad is not None]
             if not moving:
                 continue
-            gradients = [p.grad for p in moving]
-            momenta = [self._momentum(p) for p in moving]
+            gradients = [shards.local(p.grad) for p in moving]
+            momenta = [shards.local(self._momentum(p)) for p in moving]
             torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])
             looking = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
-            torch._foreach_mul_(moving, 1.0 - group["lr"] * group["weight_decay"])
+            torch._foreach_mul_([shards.local(p) for p in moving], 1.0 - group["lr"] * group["weight_decay"])
             stacks.apply(moving, looking, partial(orthogonalise, steps=group["steps"]), group["lr"])
 
     def _momentum(self, parameter: Tensor) -> Tensor:

@@ -70,7 +70,9 @@ class VocabularyEmbedding(Embedding, _Shared):
     def forward(self, indices: Tensor) -> Tensor:
         start, stop = self.ranks.span(self.vocabulary)
         mine = (indices >= start) & (indices < stop)
-        found = F.embedding(torch.where(mine, indices - start, 0), self.weight) if stop > start else self.weight.sum().expand(*indices.shape, self.width)
+        found = (
+            F.embedding(torch.where(mine, indices - start, 0), self.weight) if stop > start else self.weight.sum().expand(*indices.shape, self.width)
+        )
         return sum_forward(found * mine[..., None], self.ranks)
 
 
@@ -198,6 +200,8 @@ def _see_local(module: nn.Module) -> None:
 def _piece(name: str) -> Any:
     def piece(module: nn.Module) -> Any:
         parameter: Any = module._parameters[name]
-        return parameter.to_local() if parameter.device_mesh.ndim == 1 else parameter  # sharded along data too: between steps, not to be computed with
+        return (
+            parameter.to_local() if parameter.device_mesh.ndim == 1 else parameter
+        )  # sharded along data too: between steps, not to be computed with
 
     return piece

@@ -46,7 +46,9 @@ def share(batch: Batch, index: int, count: int) -> Batch:
     return batch.rows_of(batch.rows * index // count, batch.rows * (index + 1) // count)
 
 
-def train(mesh: Mesh, parallel: dict[str, Any], options: dict[str, Any], optim: list[dict[str, Any]], objective: str, compile: bool) -> dict[str, Any]:
+def train(
+    mesh: Mesh, parallel: dict[str, Any], options: dict[str, Any], optim: list[dict[str, Any]], objective: str, compile: bool
+) -> dict[str, Any]:
     """Two steps on this rank; whole tensors and global figures, the same on every rank."""
     world = World(mesh)
     model = Decoder(VOCABULARY, 3, **{**MODEL, **options})
@@ -66,4 +68,3 @@ def train(mesh: Mesh, parallel: dict[str, Any], options: dict[str, Any], optim: 
         found[f"rows {step}"] = result.rows
     found["weights"] = {name: value.clone() for name, value in layout.whole()}
     return found if world.first else {}
-

@@ -40,6 +40,12 @@ CASES = [
     Case({"tensor": 2, "data": 2}, {"shard": "state"}, {"positions": "learned", "parallel": True}),
     Case({"tensor": 2, "data": 2, "replica": 2}, {}, {"head_bias": True}),
     Case({"tensor": 4}, {}, {"kv_heads": 4}),
+    Case({"data": 2}, optim="muon"),
+    Case({"data": 4}, {"shard": "none"}, optim="muon"),
+    Case({"replica": 2, "data": 2}, {"shard": "grad"}, {"tied": True}, optim="muon"),
+    Case({"tensor": 2}, optim="muon"),
+    Case({"tensor": 2, "data": 2}, {}, {"ahead": 1}, objective="multi_token", optim="muon"),
+    Case({"tensor": 2, "data": 4}, {"shard": "state"}, {"kv_heads": 4}, optim="muon"),
 ]
 
 
