@@ -197,6 +197,15 @@ class World:
         dist.all_reduce(held, op=dist.ReduceOp.MAX)
         return bool(held)
 
+    def joined(self, values: list[Any], *axes: str) -> list[Any]:
+        """The lists of all ranks along these axes, one after the other."""
+        group = self.group(*axes)
+        if group is None:
+            return values
+        lists: list[Any] = [None] * group.size()
+        dist.all_gather_object(lists, values, group=group)
+        return [value for each in lists for value in each]
+
     def barrier(self) -> None:
         """Waits for every rank."""
         if not self.alone:

@@ -23,6 +23,7 @@ from bessemer.core.artifact import MANIFEST, seal
 from bessemer.core.device import is_accelerator
 from bessemer.core.errors import BessemerError
 from bessemer.train.checkpoint_folder import PLAIN, checkpoints, remove, superseded, sweep, unwrap
+from bessemer.train.checkpoint_pieces import in_pieces
 from bessemer.train.checkpoint_storage import DTYPES, Staging, Writer
 
 
@@ -123,7 +124,7 @@ class Checkpointer:
         ready = torch.Event() if is_accelerator() else None
         if ready:
             ready.record()
-        self._now = _Save(step, dict(tensors), _as_json(plain), metric, ready)
+        self._now = _Save(step, in_pieces(tensors), _as_json(plain), metric, ready)
         self._now.thread = threading.Thread(target=self._run, args=(self._now,), name=f"checkpoint-{step}")
         self._now.thread.start()
         self.blocked += time.perf_counter() - started

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from bessemer.core import files
 from bessemer.core.artifact import MANIFEST, Artifact
 from bessemer.core.errors import ArtifactError, BessemerError, neighbours
+from bessemer.train.checkpoint_pieces import in_pieces
 from bessemer.train.checkpoint_storage import NAMES, Reader, read_index
 
 PLAIN = "state.json"
@@ -79,7 +80,7 @@ class Checkpoint(Artifact):
         planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         try:
             with torch.no_grad():
-                load(dict(tensors), storage_reader=Reader(self.folder, self.index), planner=planner, no_dist=not dist.is_initialized())
+                load(in_pieces(tensors), storage_reader=Reader(self.folder, self.index), planner=planner, no_dist=not dist.is_initialized())
         except CheckpointException as error:
             raise unwrap(error, self.folder) from error
 

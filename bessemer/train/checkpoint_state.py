@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,13 +12,19 @@ from torch.optim import Optimizer
 
 from bessemer.core.errors import ArtifactError, BessemerError, neighbours
 from bessemer.train.checkpoint_folder import Checkpoint
+from bessemer.train.checkpoint_pieces import in_pieces
 
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 SWITCHES = ("params", "foreach", "fused", "capturable", "differentiable")  # how a machine does it, not what it does
 
 
-def state_of(model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def state_of(
+    model: nn.Module, optimizers: Iterable[Optimizer] = (), parts: Mapping[str, Sequence[int]] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state as `Checkpointer.save` takes it, by reference; only buffers, which a forward may change, are copied.
+
+    Args:
+        parts: rows of the matrices stacked in a parameter, by name, where ranks cut each by itself (parallel/layout.py).
 
     Returns:
         tensors: "model.<name>" for each parameter and lasting buffer (one name for tied ones), "optimizer.<parameter>.<key>" for
@@ -45,10 +51,12 @@ def state_of(model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> tuple[di
             name = _name(parameter, names, optimizer)
             state[name] = {k: _encode(v, f"optimizer.{name}.{k}", parameter, tensors) for k, v in entries.items()}
         plain["optimizers"].append({"kind": type(optimizer).__name__, "groups": groups, "state": state})
-    return tensors, plain
+    return in_pieces(tensors, parts or {}), plain
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> dict[str, Any]:
+def restore(
+    checkpoint: Checkpoint, model: nn.Module, optimizers: Iterable[Optimizer] = (), parts: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Any]:
     """Loads a checkpoint into a model and its optimizers, in place, and returns the plain values saved beside them.
 
     Fresh optimizers get their state made; a state tensor shaped like its parameter is laid out like it. Every rank calls it.
@@ -66,7 +74,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizers: Iterable[Optim
         raise ArtifactError(problem, file=checkpoint.folder, mend="give the same optim options as the run that saved it")
     parameters = {name: parameter for parameter, name in _parameter_names(model).items()}
     made = [_remake(checkpoint, rows, optimizer, parameters, tensors) for rows, optimizer in zip(saved, optimizers, strict=True)]
-    checkpoint.load(tensors)
+    checkpoint.load(in_pieces(tensors, parts or {}))
     for optimizer, (state, groups) in zip(optimizers, made, strict=True):
         optimizer.state.clear()
         optimizer.state.update(state)

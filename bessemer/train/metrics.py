@@ -16,9 +16,14 @@ class Metrics:
 
     Attributes:
         listeners: called with the numbers of each line by name ("terms/next_token") and its step.
+
+    Args:
+        folder: where they go.
+        silent: write nothing: every rank of a run keeps figures, and the first writes them.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, silent: bool = False) -> None:
+        self.silent = silent
         self.file = folder / "metrics.jsonl"
         self.folder = folder
         self._out: Any = None
@@ -27,11 +32,13 @@ class Metrics:
 
     def rewind(self, step: int) -> None:
         """Drops what was written after `step`: those steps are about to be taken again."""
-        if self.file.exists():
+        if self.file.exists() and not self.silent:
             kept = [text for text in self.file.read_text().splitlines() if (line := _parse(text)) is not None and line.get("step", 0) <= step]
             files.write(self.file, "".join(text + "\n" for text in kept))
 
     def write(self, line: dict[str, Any]) -> None:
+        if self.silent:
+            return
         if self._out is None:
             self._out = open(self.file, "a", buffering=1)  # noqa: SIM115 - held for the whole run
         self._out.write(json.dumps(_finite(line)) + "\n")
