@@ -66,7 +66,7 @@ def held_out_batches(
         raise DataError(
             f"the {split} split has no document{of}", file=tokens.folder, key="held_out", mend="raise tokenize.held_out or collect more text"
         )
-    packed, skip = _windows(tokens.lengths[chosen], length, overlap)
+    packed, skip = windows(tokens.lengths[chosen], length, overlap)
     table = replace(packed, document=chosen[packed.document])
     byte_lengths = tokens.byte_lengths()
     for first in range(rank * rows, table.count, rows * ranks):
@@ -74,7 +74,7 @@ def held_out_batches(
         yield _scored(tokens, table, skip, byte_lengths, picked)
 
 
-def _windows(lengths: Array, length: int, overlap: int) -> tuple[Rows, Array]:
+def windows(lengths: Array, length: int, overlap: int) -> tuple[Rows, Array]:
     """Rows of windows, and how many of each window's tokens were scored in the one before."""
     step = length - overlap
     pieces = np.maximum(1, -(-(lengths - overlap) // step))

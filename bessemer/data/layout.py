@@ -49,11 +49,12 @@ class Layout:
         return torch.from_numpy(flat.reshape(self.height, self.length))
 
 
-def gather(tokens: Tokens | Prefixed, rows: Rows, chosen: Array) -> Batch:
+def gather(tokens: Tokens | Prefixed, rows: Rows, chosen: Array, places: bool = False) -> Batch:
     """The chosen rows as a batch with the stream `next_token` of weights: 1 for every token that counts, 0 for padding.
 
     Args:
         chosen: int64, numbers of rows.
+        places: add the stream `place`, where in the store each target stands, -1 in the padding.
     """
     layout = Layout(rows, chosen)
     piece, size = layout.piece, layout.size
@@ -65,7 +66,9 @@ def gather(tokens: Tokens | Prefixed, rows: Rows, chosen: Array) -> Batch:
     counts = tokens.counted(tokens.starts[rows.document[piece]] + start, size) if isinstance(tokens, Prefixed) else np.ones(layout.total, np.float32)
     alone = not rows.masked or (layout.full and len(piece) == len(chosen))
     positions = spread(np.zeros_like(size) if rows.masked else layout.column, size)
+    streams = {"place": layout.lay(spread(tokens.starts[rows.document[piece]] + start, size), -1, np.int64)} if places else {}
     return Batch(
+        streams=streams,
         tokens=layout.lay(read, tokens.pad, np.int64),
         positions=layout.lay(positions, 0, np.int64),
         segments=None if alone else layout.lay(np.repeat(layout.number, size), 0, np.int64),

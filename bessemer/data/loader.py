@@ -20,6 +20,7 @@ from bessemer.data.packed import Packed
 from bessemer.data.pieces import Pieces
 from bessemer.data.prefixes import Prefixed, Prefixes
 from bessemer.data.rows import Array
+from bessemer.data.sparse_logits import SparseLogits
 from bessemer.data.tokens import By, Split, Tokens
 
 _BLOCK = 4096
@@ -56,6 +57,8 @@ class Loader:
         split: "train" or "held_out".
         task: the name given to the batches.
         prefixes: what stands before each document, made by a method of data/condition.
+        logits: a teacher's likeliest tokens, laid beside the targets as the streams `teacher_ids` and `teacher_logs`,
+            [rows, length, kept].
 
     Attributes:
         names: the groups; `Batch.sources` numbers them.
@@ -65,7 +68,7 @@ class Loader:
         padding: the share of places that hold no token, over all rows.
 
     Raises:
-        DataError: there is less text than one row, or a group with a share has no document in this split.
+        DataError: there is less text than one row, a group with a share has no document in this split, or the logits are another store's.
         RecipeError: `length` is not above 0, or a weight is wrong.
     """
 
@@ -82,7 +85,13 @@ class Loader:
         split: Split = "train",
         task: str = "text",
         prefixes: Prefixes | None = None,
+        logits: SparseLogits | None = None,
     ) -> None:
+        self.logits = logits
+        if logits is not None:
+            if prefixes is not None:
+                raise RecipeError("a teacher's logits are for bare documents, and these are told something", key="task.condition")
+            logits.check_store(tokens)
         self.tokens, self.length, self.seed, self.split, self.task = tokens, length, seed, split, task
         if length < 1:
             raise RecipeError(f"a row has at least one token, and {length} is given", key="length")
@@ -140,7 +149,10 @@ class Loader:
         sample = np.arange(start + rows * rank // ranks, start + rows * (rank + 1) // ranks, dtype=np.int64)
         view, packed = self._views[-1 if start >= self.cools_from else 0]
         row, group = self._looked_up(sample, packed)
-        batch = gather(view, packed.rows, row)
+        batch = gather(view, packed.rows, row, places=self.logits is not None)
+        if self.logits is not None:
+            ids, logs = self.logits.take(batch.streams.pop("place").numpy())
+            batch.streams |= {"teacher_ids": torch.from_numpy(ids), "teacher_logs": torch.from_numpy(logs)}
         batch.samples, batch.sources, batch.task = torch.from_numpy(sample), torch.from_numpy(group), self.task
         return batch
 

@@ -46,7 +46,8 @@ def decomposition(
     document, start, size = _digits(np.asarray(lengths, dtype=np.int64), 1 << (length.bit_length() - 1))
     kept = size >= shortest
     document, start, size = document[kept], start[kept], size[kept]
-    row, levels = np.empty(len(size), dtype=np.int64), []
+    row = np.empty(len(size), dtype=np.int64)
+    levels: list[int] = []
     for each in sorted(set(size.tolist())):
         mine = np.flatnonzero(size == each)
         row[mine] = len(levels) + np.arange(len(mine)) // (length // each)

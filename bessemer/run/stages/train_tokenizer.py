@@ -8,6 +8,7 @@ import time
 from bessemer.core.errors import DataError
 from bessemer.core.work import Work
 from bessemer.data.corpus import Corpus
+from bessemer.data.special import SETS, Reserve
 from bessemer.data.tokenizer import END, PAD, Tokenizer, write_tokenizer
 from bessemer.data.tokenizer_train import Algorithm, check_options, sample, train
 
@@ -20,6 +21,7 @@ def train_tokenizer(
     vocabulary: int = 8192,
     split: str = "gpt2",
     specials: list[str] = [END, PAD],
+    reserve: list[Reserve] = [],
     megabytes: float = 32.0,
 ) -> Tokenizer:
     """Trains a byte-level tokenizer on a sample of the corpus.
@@ -29,8 +31,11 @@ def train_tokenizer(
         vocabulary: ids in all, special tokens and the 256 bytes included.
         split: how text is cut before: "gpt2", "llama3" (digits by threes), or a regular expression.
         specials: special tokens; the first ends (and begins) documents, the second fills rows.
+        reserve: sets of further special tokens for objectives that need them: "mask" (MEAP, masked language, ELECTRA, diffusion),
+            "modes" and "blanks" (UL2), "units" (speech-text interleaving).
         megabytes: how much text to learn from; documents are chosen by a hash, the same ones each time.
     """
+    specials = [*specials, *(token for name in reserve for token in SETS[name] if token not in specials)]
     check_options(vocabulary, specials)
     if not corpus.count:
         raise DataError("the corpus has no documents", file=corpus.folder, mend="look at what the sources and cleaning stages dropped, and why")
