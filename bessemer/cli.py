@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bessemer.core.errors import BessemerError, neighbours
+from bessemer.run import patient_collector
 
 ABOUT = {
     "run": "all stages of a recipe; Ctrl-C and kill are safe, and the same command resumes",
@@ -65,7 +66,8 @@ def _dispatch(argv: list[str], shape: argparse.Namespace) -> int:
     if command not in ABOUT:
         raise BessemerError(f"there is no command '{command}'", mend=neighbours(command, ABOUT))
     parser = Parser(command)
-    return globals()[f"_{command}"](parser, argv[1:], shape)
+    with patient_collector():
+        return globals()[f"_{command}"](parser, argv[1:], shape)
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,12 +6,9 @@ import os
 import re
 import shutil
 import statistics
-import subprocess
 import time
-from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -101,43 +98,6 @@ def has_grouped_products(dtype: torch.dtype) -> bool:
     except (AttributeError, RuntimeError):
         return False
     return True
-
-
-_FUSING = False
-
-
-def fuse(wanted: bool) -> None:
-    """Lets functions marked `fused` be compiled from now on, or not.
-
-    On a processor the compiler first builds and loads a test program for each instruction set, a third of the time to the
-    first step (37 against 24 s, cold). A compiler that knows the newest of them needs no such test.
-    """
-    global _FUSING
-    _FUSING = wanted
-    if wanted and not is_accelerator() and _compiler_version() >= 12:
-        from torch._inductor import config
-
-        config.cpp.vec_isa_ok = True
-
-
-def _compiler_version() -> int:
-    """The major version of the GNU compiler torch.compile would call, or 0."""
-    try:
-        told = subprocess.run(["g++", "-dumpversion"], capture_output=True, text=True, timeout=10).stdout
-    except (OSError, subprocess.SubprocessError):
-        return 0
-    return int(told.split(".")[0]) if told[:1].isdigit() and "CXX" not in os.environ else 0
-
-
-def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Marks a small function that gains from being compiled into one kernel; it runs as written until `fuse(True)`."""
-    kernel = torch.compile(function, dynamic=False)
-
-    @wraps(function)
-    def call(*given: Any) -> Any:
-        return kernel(*given) if _FUSING else function(*given)
-
-    return call
 
 
 def synchronise() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bessemer.core import device
 from bessemer.core.collectives import Along, reduced
+from bessemer.core.compiler import fused
 
 CHUNK_ELEMENTS = 1 << 22
 
@@ -120,7 +120,7 @@ def _sums(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return torch.stack((((log_total - chosen) * weights).sum(), (log_total.square() * weights).sum()))
 
 
-@device.fused
+@fused
 def _sums_and_gradient(logits: Tensor, targets: Tensor, weights: Tensor, z: float) -> tuple[Tensor, Tensor]:
     """The same, and the gradient of loss + z x square with respect to the logits, in their type."""
     values, column = logits.float(), weights[:, None]

@@ -8,17 +8,22 @@ from typing import Any
 
 import torch
 
-from bessemer.core import device, registry
+from bessemer.core import compiler, device, registry
+from bessemer.core.collectives import along
 from bessemer.core.errors import BessemerError, RecipeError
+from bessemer.core.mesh import ROWS, World
 from bessemer.core.progress import Progress
 from bessemer.core.registry import Auto, Choice
 from bessemer.core.work import Work
-from bessemer.data.loader import Loader
+from bessemer.data.example_store import Examples
 from bessemer.data.tokenizer import Tokenizer
 from bessemer.data.tokens import Tokens
 from bessemer.models.package import Model, save_model
+from bessemer.models.reparameterized import matrices, merge, reparameterize
 from bessemer.models.transfer import parameter_roles
-from bessemer.train import dial, memory, optimizers
+from bessemer.parallel.order import Parallel, spread
+from bessemer.train import dial, feeds, memory, optimizers
+from bessemer.train.balanced import Balanced
 from bessemer.train.checkpoint import Checkpointer
 from bessemer.train.engine import Engine
 from bessemer.train.hooks.log import Log
@@ -122,6 +127,24 @@ def model_of(work: Work, tokenizer: Tokenizer, start: Model | None, choice: Choi
     return model, row_length(work, length, model.options)
 
 
+def adapted(work: Work, model: Any, choice: Choice | None, *, fresh: bool) -> Any:
+    """The model with its linear layers reparameterized as the recipe says.
+
+    Args:
+        fresh: whether the model has learned nothing yet.
+
+    Raises:
+        RecipeError: no layer matches, or the method would throw an earlier model's weights away.
+    """
+    if choice is None:
+        return model
+    model = reparameterize(merge(model), choice, work.seed)
+    if not fresh and not all(matrix.keeps for matrix in matrices(model)):
+        problem = f"{choice.name} begins from nothing, and what the earlier model has learned would be lost"
+        raise RecipeError(problem, key=f"{work.name}.adapt", mend="choose one that keeps it, such as lora, or begin a new model")
+    return model
+
+
 def number_format(wanted: str, key: str) -> torch.dtype:
     """The type matrix products are computed in."""
     known = {"auto": device.compute_dtype(), "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -137,8 +160,14 @@ def run(
     model: Any,
     spend: Budget,
     *,
+    world: World,
+    parallel: Parallel,
     task: list[Task],
+    examples: list[Examples],
+    balance: Choice | None,
     optim: list[Choice],
+    around: list[Choice],
+    per_layer: bool,
     schedule: dict[str, Choice],
     clip: float | None,
     guard: Choice,
@@ -153,17 +182,18 @@ def run(
     Raises:
         BessemerError: options contradict each other or don't fit the data.
     """
-    _check(work, task, schedule)
+    _check(work, schedule)
     memory.tune()
     model = model.to(device.device()).train()
-    device.fuse(compile and not work.smoke)
-    if compile and not work.smoke:
-        for block in model.blocks:
-            block.compile(dynamic=False)
-    optimizer = optimizers.build(model, optim, parameter_roles(model))
+    objectives = feeds.objectives(work, model, task, tokenizer, along(world.group(*ROWS)))
+    compiler.fuse(compile and not work.smoke)
     flops = model.flops_per_token(spend.length)
+    layout = spread(model, world, parallel, compile=compile and not work.smoke, dtype=dtype)
+    optimizer = optimizers.build(model, optim, parameter_roles(model), around)
     work.info |= {
+        "mesh": world.mesh.plain(),
         "parameters": sum(p.numel() for p in model.parameters()),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "flops_per_token": flops,
         "dtype": str(dtype).removeprefix("torch."),
         "batch": spend.rows,
@@ -171,61 +201,63 @@ def run(
         "length": spend.length,
         "model": registry.as_plain(model.options),
     }
-    identity = {"tokens": store.hash, "tokenizer": tokenizer.fingerprint}
+    identity = {"tokens": store.hash, "tokenizer": tokenizer.fingerprint, **{f"examples {each.folder.name}": each.hash for each in examples}}
     built = Run(
         work=work,
         model=model,
-        engine=Engine(model, {each.name: (each.objective(), each.weight) for each in task}, dtype),
+        engine=Engine(model, objectives, dtype, layout) if balance is None else Balanced(model, objectives, dtype, balance, layout),
         optimizers=optimizer,
-        source=_source(work, store, task, spend),
+        source=Source(feeds.feeds(work, task, objectives, store, examples, tokenizer, spend.length), spend.micro_batch, world.index(*ROWS), world.count(*ROWS)),
         guard=guard(),
         checkpoints=Checkpointer(work.out / "checkpoints", identity=identity, note=work.note, keep_last=keep),
-        metrics=Metrics(work.out),
+        metrics=Metrics(work.out, silent=not world.first),
         store=store,
+        examples=examples,
         tokenizer=tokenizer,
         schedules=schedule,
-        progress=Progress(steps=spend.steps or 0, horizon=spend.tokens or 0, patience=spend.seconds or 0.0),
+        progress=Progress(steps=spend.steps or 0, horizon=spend.tokens or 0, patience=spend.seconds or 0.0, batch=spend.rows * spend.length),
         length=spend.length,
         global_rows=spend.rows,
         micro_batch=spend.micro_batch,
-        clip=clip,
+        clip=None if clip == float("inf") else clip,
         flops_per_token=flops,
-        peak=device.matrix_peak(dtype),
         energy=energy,
     )
-    built.hooks = [Log(built), *(choice(built) for choice in hooks)]
+    if per_layer:
+        _check_per_layer(built)
+        optimizer.update_in_backward(built.checkpoints.before_update)
+    built.hooks = [Log(built), *(choice(built) for choice in hooks if world.first or not getattr(choice.target, "listens", False))]
     return built
 
 
-def _check(work: Work, task: list[Task], schedule: dict[str, Choice]) -> None:
+def _check(work: Work, schedule: dict[str, Choice]) -> None:
     for name in schedule:
         if name not in ("lr", "batch"):
             raise RecipeError(f"there is nothing called '{name}' to schedule", key=f"{work.name}.schedule.{name}", mend="there is lr and batch")
-    if len({each.name for each in task}) != len(task):
-        raise RecipeError("two tasks have the same name", key=f"{work.name}.task", mend="give each its own name")
 
 
-def _source(work: Work, store: Tokens, task: list[Task], spend: Budget) -> Source:
-    """Where batches come from: a loader for each task, and the tasks' shares of a batch."""
-    loaders = {
-        each.name: Loader(
-            store,
-            length=spend.length,
-            pack=each.pack,
-            mix=each.mix,
-            seed=work.seed,
-            only=None if each.domains == "auto" else each.domains,
-            task=each.name,
-        )
-        for each in task
-    }
-    whole = sum(each.share for each in task)
-    return Source(loaders, {each.name: each.share / whole for each in task}, spend.micro_batch)
+def _check_per_layer(run: Run) -> None:
+    """Refuses what an update inside the backward pass contradicts."""
+    problem = None
+    if not run.world.alone:
+        problem = f"gradients are summed over {run.world.mesh.describe()}", "mesh", "train with one process"
+    elif run.clip is not None:
+        problem = f"the gradient is to be clipped at {run.clip}", "clip", "clip = inf"
+    elif run.guard.holds_back:
+        problem = "the guard is to hold bad updates back", "guard", 'guard = "watch"'
+    elif run.micro_batch != run.global_rows or "batch" in run.schedules:
+        problem = f"a batch of {run.global_rows} rows is taken in parts of {run.micro_batch}", "micro_batch", "micro_batch as large as batch"
+    if problem:
+        text, key, mend = problem
+        raise RecipeError(f"{text}, and with per_layer each parameter moves before the rest of the gradient is there", key=f"{run.work.name}.{key}", mend=mend)
 
 
 def finish(done: Run) -> None:
     """Writes the trained model's package into the stage's folder and notes what the run came to."""
-    save_model(done.model, done.work.out, tokenizer=done.tokenizer)
+    with done.optimizers.averaged():
+        whole = dict(done.engine.layout.whole())
+        if done.world.first:
+            save_model(done.model, done.work.out, tokenizer=done.tokenizer, whole=whole)
     progress = done.progress
     if progress.step == 0:
         raise BessemerError("no step was taken", key=done.work.name)

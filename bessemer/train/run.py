@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 
+from bessemer.core import device
 from bessemer.core.artifact import digest
 from bessemer.core.batch import Batch
 from bessemer.core.errors import TrainingError
+from bessemer.core.mesh import ROWS, World
 from bessemer.core.progress import Progress
 from bessemer.core.registry import Choice
 from bessemer.core.work import Work
+from bessemer.data.example_store import Examples
 from bessemer.data.tokenizer import Tokenizer
 from bessemer.data.tokens import Tokens
 from bessemer.evaluate.subject import Subject, at_rest
@@ -36,7 +39,6 @@ class Run:
         global_rows: rows of a full global batch; a `batch` schedule scales it, in whole micro-batches.
         schedules: what is scheduled (`lr`, `batch`) -> its schedule.
         flops_per_token: training FLOPs of one token, by the model's own formula.
-        peak: measured matrix FLOP/s of this machine in the compute type.
         energy: gives the joules so far and whether they were measured.
     """
 
@@ -49,6 +51,7 @@ class Run:
     checkpoints: Checkpointer
     metrics: Metrics
     store: Tokens
+    examples: list[Examples]
     tokenizer: Tokenizer
     schedules: dict[str, Choice]
     progress: Progress
@@ -57,16 +60,20 @@ class Run:
     micro_batch: int
     clip: float | None
     flops_per_token: float
-    peak: float
     energy: Callable[[], dict[str, Any]]
     hooks: list[Any] = field(default_factory=list)
     warm: bool = False
+
+    @property
+    def peak(self) -> float:
+        """Measured matrix FLOP/s of all ranks in the compute type; first asked for after the first step, which needn't wait for it."""
+        return device.matrix_peak(self.engine.dtype) * self.world.mesh.ranks
 
     def restore_or_begin(self) -> Progress:
         """Continues from the newest whole checkpoint, if there is one."""
         found = self._latest()
         if found is not None:
-            self._load(found)
+            self.source.restore(self._load(found)["source"])
             self.work.note(f"continues from step {self.progress.step}")
         self.metrics.rewind(self.progress.step)
         return self.progress
@@ -82,23 +89,31 @@ class Run:
         wanted = self.global_rows * factors.get("batch", 1.0)
         return max(1, round(wanted / self.micro_batch)) * self.micro_batch
 
-    def after_step(self) -> None:
-        """Lets every module that changes itself between steps do so: `after_step(progress, optimizers)`, called once after each update."""
+    def after_step(self, result: Result) -> None:
+        """Lets every module that changes itself between steps do so: `after_step(progress, optimizers, counts)`, once after each update.
+
+        The counts are what the model's outputs counted (core/batch.py), over all batches and ranks; every rank does the same with the same.
+        """
         for module in self.model.modules():
             if hasattr(module, "after_step"):
-                module.after_step(self.progress, self.optimizers)
+                module.after_step(self.progress, self.optimizers, result.counts)
 
-    def advance(self, batches: list[Batch], *, skipped: bool, seconds: float) -> None:
+    @property
+    def world(self) -> World:
+        """The ranks that train together."""
+        return self.engine.layout.world
+
+    def advance(self, result: Result, *, skipped: bool, seconds: float) -> None:
         self.progress.step += 1
-        self.progress.samples += sum(batch.rows for batch in batches)
-        self.progress.tokens += sum(batch.tokens.numel() for batch in batches)
+        self.progress.samples += result.rows
+        self.progress.tokens += result.tokens
         self.progress.skipped += skipped
-        self.progress.seconds += seconds if self.warm else 0.0
+        self.progress.seconds += self.world.agree(seconds) if self.warm else 0.0
         self.warm = True
 
-    def roll_back(self, verdict: Verdict, batches: list[Batch]) -> None:
+    def roll_back(self, verdict: Verdict, result: Result) -> None:
         """Returns to the newest checkpoint and goes on with the data after these batches."""
-        self.advance(batches, skipped=True, seconds=0.0)
+        self.advance(result, skipped=True, seconds=0.0)
         past = self.progress
         if past.rollbacks >= self.guard.rollbacks:
             raise TrainingError(
@@ -124,24 +139,25 @@ class Run:
     def save(self) -> None:
         """Begins a checkpoint of this very step; training goes on while it is written."""
         start = time.perf_counter()
-        tensors, plain = state_of(self.model, self.optimizers.optimizers)
-        self.checkpoints.save(self.progress.step, tensors, {**plain, "progress": self.progress.as_dict(), "guard": self.guard.state()})
+        tensors, plain = state_of(self.model, self.optimizers.optimizers, self.engine.layout.parts)
+        self.checkpoints.save(self.progress.step, tensors, {**plain, "progress": self.progress.as_dict(), "guard": self.guard.state(), "source": self.source.state(), "engine": self.engine.state()})
         self.metrics.write({"step": self.progress.step, "time": {"saving": time.perf_counter() - start}})
 
     def log_guard(self, verdict: Verdict, result: Result, batches: list[Batch]) -> None:
         """Writes down what the guard did and the samples that did it: those of the micro-batches whose loss is not finite, else all."""
         suspects = [batch for batch, part in zip(batches, result.parts, strict=True) if part != part or part in (float("inf"), float("-inf"))]
-        samples = [int(i) for batch in suspects or batches if batch.samples is not None for i in batch.samples]
+        samples = self.world.joined([int(i) for batch in suspects or batches if batch.samples is not None for i in batch.samples], *ROWS)
         self.metrics.write({"step": self.progress.step + 1, "guard": verdict.action, "reason": verdict.reason, "samples": samples})
         self.work.note(f"step {self.progress.step + 1}: {verdict.action}: {verdict.reason}")
 
     def evaluate(self, tasks: list[Choice]) -> dict[str, Any]:
         """Runs evaluation tasks on the model as it is and writes down what they say."""
-        subject = Subject(self.model, self.tokenizer, self.store, seed=self.work.seed, smoke=self.work.smoke)
+        subject = Subject(self.model, self.tokenizer, self.store, seed=self.work.seed, smoke=self.work.smoke, examples=self.examples)
         # blocks are compiled for the shapes of training; measuring has others, few of them, and need not wait for a compiler
         start, progress = time.perf_counter(), self.progress
-        with at_rest(self.model), self.engine.precision(), torch.compiler.set_stance("force_eager"):
+        with at_rest(self.model), self.optimizers.averaged(), self.engine.precision(), torch.compiler.set_stance("force_eager"):
             figures = {task.name: task(subject) for task in tasks}
+            self.engine.layout.settle()
         spent = {"evaluation": time.perf_counter() - start}
         self.metrics.write({"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds, "evaluation": figures, "time": spent})
         return figures
@@ -170,8 +186,10 @@ class Run:
     def _latest(self) -> Checkpoint | None:
         return latest(self.checkpoints.folder, identity=self.checkpoints.identity, note=self.work.note)
 
-    def _load(self, found: Checkpoint) -> None:
-        plain = restore(found, self.model, self.optimizers.optimizers)
+    def _load(self, found: Checkpoint) -> dict[str, Any]:
+        plain = restore(found, self.model, self.optimizers.optimizers, self.engine.layout.parts)
         for name, value in plain["progress"].items():
             setattr(self.progress, name, value)
         self.guard.restore(plain["guard"])
+        self.engine.restore(plain["engine"])
+        return plain
