@@ -29,6 +29,31 @@ def numpy_generator(seed: int, purpose: str, *index: int | str) -> numpy.random.
     return numpy.random.Generator(numpy.random.Philox(key=key(seed, purpose, *index)))
 
 
+def uniforms(key: int, index: numpy.ndarray[Any, Any], count: int) -> numpy.ndarray[Any, Any]:
+    """`count` numbers from 0 to below 1 for each index, all at once, which depend on the key and that index alone.
+
+    Args:
+        index: int64 array of any shape.
+
+    Returns:
+        float32 [*index.shape, count].
+    """
+    with numpy.errstate(over="ignore"):
+        start = _mix(numpy.asarray(index, dtype=numpy.int64).astype(numpy.uint64) * numpy.uint64(0x9E3779B97F4A7C15) + numpy.uint64(key))
+        steps = numpy.arange(1, count + 1, dtype=numpy.uint64) * numpy.uint64(0xD1B54A32D192ED03)
+        drawn = _mix(start[..., None] + steps)
+    return ((drawn >> numpy.uint64(40)).astype(numpy.float32) * numpy.float32(2.0**-24)).astype(numpy.float32)
+
+
+def normals(key: int, index: numpy.ndarray[Any, Any], count: int) -> numpy.ndarray[Any, Any]:
+    """`count` numbers of mean 0 and deviation 1 for each index, as `uniforms` gives them: float32 [*index.shape, count]."""
+    half = -(-count // 2)
+    drawn = uniforms(key, index, 2 * half)
+    radius, angle = numpy.sqrt(-2.0 * numpy.log1p(-drawn[..., :half])), numpy.float32(2 * numpy.pi) * drawn[..., half:]
+    both = numpy.concatenate([radius * numpy.cos(angle), radius * numpy.sin(angle)], -1)
+    return both[..., :count].astype(numpy.float32)
+
+
 def permute(index: numpy.ndarray[Any, Any], size: int, key: int) -> numpy.ndarray[Any, Any]:
     """Sends each index below `size` to its place in a keyed permutation of range(size), in constant memory.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bessemer.data.example_store import Examples
 from bessemer.data.tokenizer import Tokenizer
 from bessemer.data.tokens import Tokens
 from bessemer.serve.generate import check_vocabulary, context_of
@@ -27,6 +28,7 @@ class Subject:
         model: Batch -> Outputs; used on the device and in the type it has.
         tokenizer: what its tokens mean.
         tokens: a token store with held-out documents, for tasks that read one.
+        examples: example stores, for tasks that look at pictures and the like.
         seed: of the bootstrap and of anything drawn.
         smoke: everything at its smallest.
         progress: told how far a task is: done, total, unit.
@@ -38,6 +40,7 @@ class Subject:
     seed: int = 0
     smoke: bool = False
     progress: Callable[[float, float | None, str], Any] = _silent
+    examples: Sequence[Examples] = ()
 
     def __post_init__(self) -> None:
         check_vocabulary(self.model, self.tokenizer)

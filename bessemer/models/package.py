@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 from bessemer.core import files
 from bessemer.core.artifact import MANIFEST, Artifact, newest
 from bessemer.core.errors import ArtifactError
-from bessemer.core.registry import choose
+from bessemer.core.registry import as_plain, choose
 from bessemer.data.tokenizer import Tokenizer
-from bessemer.models import weights
-from bessemer.models.transfer import parameters
+from bessemer.models import attach, reparameterized, weights
+from bessemer.models.transfer import parameters, tensors
 
 CARD = "model.json"
 FAMILIES = "models/families"
@@ -71,14 +72,16 @@ def save_model(
     dtype: torch.dtype | None = None,
     extra: dict[str, Any] | None = None,
     shard_bytes: int = weights.SHARD_BYTES,
+    whole: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Writes a model's files into `folder`; the card comes last.
 
     Args:
         model: of a family, with `options` and `vocabulary`.
         tokenizer: copied beside the weights: a tokenizer, or a folder with one's files.
-        dtype: what to store parameters in; None: as they are.
+        dtype: what to store parameters in; None: as they are. Buffers keep their types.
         extra: further keys of the card ("architecture", "tokens").
+        whole: parameters by name, where the model itself holds only one rank's pieces of them.
 
     Returns:
         Counts worth reporting: parameters, bytes, dtype.
@@ -86,13 +89,19 @@ def save_model(
     Raises:
         ArtifactError: the tokenizer has more tokens than the model.
     """
-    found = {full: value.detach() for full, value, *_ in parameters(model)}
+    found = {full: (whole or {}).get(full, value).detach() for full, value in tensors(model).items()}
     card: dict[str, Any] = {"format": 1, "family": family_of(model), "vocabulary": model.vocabulary, "options": model.options} | (extra or {})
+    if getattr(model, "adapt", None) is not None:
+        card["adapt"] = as_plain(model.adapt)
+    notes = getattr(model, "attached", {})
+    if any(notes.values()):
+        card["attached"] = notes
     if isinstance(tokenizer, Tokenizer):
         card.setdefault("tokens", {"bos": tokenizer.begin, "eos": tokenizer.end, "pad": tokenizer.pad})
     check_vocabulary(tokenizer, card["vocabulary"])
     copy_tokenizer(tokenizer, folder)
-    written = weights.save({name: value if dtype is None else value.to(dtype) for name, value in found.items()}, folder, shard_bytes)
+    cast = set() if dtype is None else {full for full, *_ in parameters(model)}
+    written = weights.save({name: value.to(dtype) if name in cast else value for name, value in found.items()}, folder, shard_bytes)
     files.write_json(folder / CARD, card)
     kinds = {str(value.dtype if dtype is None else dtype).removeprefix("torch.") for value in found.values()}
     return {
@@ -106,9 +115,10 @@ def save_model(
 
 def family_of(model: nn.Module) -> str:
     """The name a recipe gives the model's family: its file's, or a dotted path for one outside the package."""
-    module = type(model).__module__
+    kind = next(kind for kind in type(model).__mro__ if not kind.__module__.startswith("torch."))  # sharding makes a class of its own
+    module = kind.__module__
     inside = "bessemer." + FAMILIES.replace("/", ".") + "."
-    return module.removeprefix(inside) if module.startswith(inside) else f"{module}.{type(model).__qualname__}"
+    return module.removeprefix(inside) if module.startswith(inside) else f"{module}.{kind.__qualname__}"
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -130,8 +140,12 @@ def build(folder: Path, dtype: torch.dtype | None = torch.float32) -> nn.Module:
     """The model in a folder with model.json and weights; see `Model.build`."""
     card = read_card(folder)
     model = skeleton(card["family"], card["vocabulary"], card["options"], folder / CARD)
+    if card.get("adapt") is not None:
+        model = _adapted(model, card["adapt"], folder / CARD)
+    if card.get("attached") is not None:
+        attach.again(model, card["attached"], folder / CARD)
     stored = weights.Weights(folder)
-    wanted = {full: tuple(value.shape) for full, value, *_ in parameters(model)}
+    wanted = {full: tuple(value.shape) for full, value in tensors(model).items()}
     check_names(stored, set(wanted), set(stored))
     for name, shape in wanted.items():
         if stored.shape(name) != shape:
@@ -156,16 +170,33 @@ def skeleton(family: str, vocabulary: int, options: dict[str, Any], file: Path) 
         return choice(vocabulary)
 
 
+def _adapted(model: nn.Module, adapt: Any, file: Path) -> nn.Module:
+    """The skeleton with the reparameterized layers its card speaks of.
+
+    Raises:
+        ArtifactError: there is no such method, or it has other options.
+    """
+    try:
+        return reparameterized.reparameterize(model, choose(reparameterized.KIND, adapt))
+    except PydanticCustomError as error:
+        raise ArtifactError(error.message(), file=file, key="adapt") from None
+
+
 @torch.no_grad()
-def fill(model: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype | None) -> None:
-    """Puts tensors in the place of a skeleton's parameters; parameters that were shared stay shared."""
+def fill(model: nn.Module, found: dict[str, Tensor], dtype: torch.dtype | None) -> None:
+    """Puts tensors in the place of a skeleton's parameters and buffers; parameters that were shared stay shared."""
     made: dict[int, nn.Parameter] = {}
     for full, parameter, *_ in list(parameters(model)):
-        value = tensors[full]
-        made[id(parameter)] = nn.Parameter(value if dtype is None else value.to(dtype))
+        value = found[full]
+        made[id(parameter)] = nn.Parameter(value if dtype is None else value.to(dtype), requires_grad=parameter.requires_grad)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, made[id(parameter)])
+    for prefix, module in model.named_modules():
+        for name, _ in list(module.named_buffers(recurse=False)):
+            full = f"{prefix}.{name}" if prefix else name
+            if full in found:
+                setattr(module, name, found[full])
 
 
 def check_names(stored: weights.Weights, wanted: set[str], found: set[str]) -> None:

@@ -21,6 +21,9 @@ nothing to undo. Decoupled weight decay acts as rate times decay: keep the produ
 An orthogonalising optimizer (Muon) sets the size of the whole update, so width asks for nothing beyond its own shape factor
 sqrt(max(1, outputs / inputs)); only the depth rule remains: `parameter_scales(model, rule="orthogonal")`.
 
+An optimizer whose updates are a share of each matrix's own norm (LAMB, LARS: `rule="relative"`) follows the initial values by itself, so
+depth, head and vectors ask for nothing. Only a matrix's outputs, moved by fan-in times rate / sqrt(fan-in), ask for rate / sqrt(m).
+
 A tied embedding can't have both the embedding's and the head's rate; the final norm's gain then carries the head's 1 / m.
 """
 
@@ -42,7 +45,7 @@ EMBEDDING_STD, MATRIX_STD, RESIDUAL_STD, HEAD_STD = 0.1, 0.5, 0.5, 0.01
 """The free constants of the table above, at the base size; they move the best rate of all sizes together."""
 PLAIN_STD = 0.02
 """What GPT-2 began with: the standard deviation of all matrices (of those into the residual divided by sqrt(2 depth))."""
-Rule = Literal["adam", "orthogonal"]
+Rule = Literal["adam", "orthogonal", "relative"]
 
 
 def parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module, str]]:
@@ -96,7 +99,8 @@ def parameter_scales(model: nn.Module, rule: Rule = "adam") -> dict[str, float]:
 
     Args:
         rule: "adam" for optimizers that move each entry by about the rate (Adam, Lion, Adafactor), "orthogonal" for those
-            that set the size of the whole matrix update (Muon, Shampoo).
+            that set the size of the whole matrix update (Muon, Shampoo), "relative" for those that set it as a share of the matrix's
+            norm (LAMB, LARS).
     """
     options = getattr(model, "options", {})
     if not options.get("transfer"):
@@ -106,6 +110,9 @@ def parameter_scales(model: nn.Module, rule: Rule = "adam") -> dict[str, float]:
     for full, _, module, name in parameters(model):
         scale = 1.0
         role = getattr(module, "roles", {}).get(name, "vector")
+        if rule == "relative":
+            scales[full] = width**-0.5 if role == "matrix" else 1.0
+            continue
         if rule == "adam" and role in ("matrix", "head", "entries"):
             scale /= width
         if getattr(module, "residual", False):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from bessemer.core.batch import Batch, Outputs
+from bessemer.core.collectives import Along
 from bessemer.core.terms import Terms
 
 if TYPE_CHECKING:
@@ -23,16 +24,15 @@ class Objective(ABC):
     Attributes:
         unit: consecutive rows, by sample number, that must stay together in one micro-batch: 1, or the rows that hold one
             group of negatives. The rows of a batch are always whole units.
-        inputs: what its rows are made of: "tokens" of a token store, or "examples" of an example store, which `prepare`
-            turns into rows.
         parts: the modules of this task as the model holds them, under `tasks.NAME`; empty for most.
         adapter: how inputs other than tokens enter the trunk (models/adapters), or None.
+        ranks: those that share the rows of each micro-batch, for objectives that compare rows with each other.
     """
 
     unit: int = 1
-    inputs: ClassVar[str] = "tokens"
     parts: nn.ModuleDict = nn.ModuleDict()
     adapter: Any = None
+    ranks: Along = Along()
 
     def read(self, tokenizer: Tokenizer) -> None:  # noqa: B027 - most objectives need no special token
         """Looks up the special tokens it needs.

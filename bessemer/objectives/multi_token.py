@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from bessemer.core.batch import Batch, Outputs
@@ -49,9 +48,8 @@ class MultiToken(Objective):
 def shifted(batch: Batch, number: int) -> tuple[Tensor, Tensor]:
     """Targets and weights `number` tokens further on; the weight is 0 where that leaves the row or the document."""
     assert batch.targets is not None
-    targets, weights = batch.targets.roll(-number, 1), batch.weights[STREAM].roll(-number, 1)
-    inside = torch.arange(targets.shape[1], device=targets.device) < targets.shape[1] - number
-    same = inside.expand_as(targets)
+    targets, weights = batch.later(batch.targets, number), batch.later(batch.weights[STREAM], number)
+    counted = batch.weights[STREAM] != 0
     if batch.segments is not None:
-        same = same & (batch.segments.roll(-number, 1) == batch.segments)
-    return targets, weights * same * (batch.weights[STREAM] != 0)
+        counted = counted & (batch.later(batch.segments, number) == batch.segments)
+    return targets, weights * counted

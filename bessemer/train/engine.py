@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ class Engine:
             batch = (batch if batch.rows else batch.blank()).to(device.device())
             with self.precision():
                 objective, weight = self.objectives[batch.task]
-                batch = objective.before(batch)
+                batch = self.layout.cut(objective.before(batch))
                 outputs = self.model(batch)
                 terms = objective(outputs, batch)
                 terms.terms |= outputs.terms.terms
@@ -92,12 +93,6 @@ class Engine:
         shares, terms = self._reduced(parts, sums)
         counts = {name: self.layout.world.sum(count, *TOKENS) for name, count in sorted(counts.items())}
         return Result(sum(shares), terms, int(totals["", "rows"]), int(totals["", "tokens"]), shares, counts)
-
-    def after_step(self, result: Result) -> None:
-        """Hands the model what its outputs counted, once the weights have moved; every rank does the same with the same counts."""
-        change = getattr(self.model, "after_step", None)
-        if change is not None and result.counts:
-            change(result.counts)
 
     def clip(self, limit: float | None) -> float:
         """The norm of the whole gradient, which is scaled down to `limit` if it is longer (None: only measured)."""
@@ -135,6 +130,13 @@ class Engine:
         found = torch.stack([*(part.double() for part in parts), *(sums[name] for name in names)])
         values = world.sum(found if world.index("tensor") == 0 else found * 0.0, *AXES).tolist()
         return values[: len(parts)], dict(zip(names, values[len(parts) :], strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """What it remembers from step to step, as JSON can hold it."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes up what `state` gave."""
 
     def precision(self) -> torch.autocast:
         """The number format of the forward pass."""

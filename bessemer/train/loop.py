@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from bessemer.core.batch import Batch
 from bessemer.core.errors import TrainingError
 from bessemer.core.progress import Progress
 from bessemer.core.work import Stopped
+from bessemer.optim._probe import Probe
 from bessemer.train.engine import Result
 from bessemer.train.guards.standard import Verdict
 
@@ -29,8 +31,8 @@ class Report:
         norm: the gradient's norm before clipping.
         factors: every schedule's value at this step.
         verdict: what the guard said.
-        batches: the micro-batches of the step.
-        tokens: how many tokens they hold.
+        batches: the micro-batches of the step, this rank's rows of them.
+        tokens: how many tokens all ranks' hold.
         seconds: what the step took, and `time` what its parts took.
     """
 
@@ -52,22 +54,21 @@ def steps(run: Run) -> Iterator[Report]:
         clock = Clock()
         with clock("data"):
             factors = run.set_schedules()
-            batches = run.source.next(progress.samples, run.rows(factors))
+            batches = run.source.next(progress, run.rows(factors))
+        run.optimizers.begin(progress)
         result, norm, verdict = attempt(run, batches, clock)
         if verdict.action == "back":
-            run.roll_back(verdict, batches)
+            run.roll_back(verdict, result)
             continue
         if verdict.action == "step":
             with clock("saving"):
                 run.checkpoints.before_update()
             with clock("update"):
                 run.optimizers.step()
-                run.engine.after_step(result)
-                run.after_step()
+                run.after_step(result)
         run.optimizers.zero_grad()
-        run.advance(batches, skipped=verdict.action == "skip", seconds=clock.total())
-        tokens = sum(batch.tokens.numel() for batch in batches)
-        yield Report(progress, result, norm, factors, verdict, batches, tokens, clock.total(), clock.parts)
+        run.advance(result, skipped=verdict.action == "skip", seconds=clock.total())
+        yield Report(progress, result, norm, factors, verdict, batches, result.tokens, clock.total(), clock.parts)
 
 
 def attempt(run: Run, batches: list[Batch], clock: Clock) -> tuple[Result, float, Verdict]:
@@ -76,7 +77,8 @@ def attempt(run: Run, batches: list[Batch], clock: Clock) -> tuple[Result, float
         with clock("forward_backward"):
             result = run.engine.forward_backward(batches)
         with clock("update"):
-            norm = run.engine.clip(run.clip)
+            run.optimizers.prepare(Probe(run.engine, batches, run.progress))
+            norm = math.hypot(run.engine.clip(run.clip), run.optimizers.released)
         verdict = run.guard.judge(run.progress, result.loss, norm)
         if verdict.action != "step":
             run.log_guard(verdict, result, batches)
@@ -92,7 +94,7 @@ def train(run: Run) -> None:
             for hook in run.hooks:
                 if hook.due(report):
                     hook(report)
-            if run.work.stopping and not run.progress.done:
+            if run.world.any(run.work.stopping) and not run.progress.done:
                 run.save()
                 run.checkpoints.wait()
                 raise Stopped

@@ -1,58 +1,120 @@
-"""Where steps get their micro-batches: every task's loader, read as a pure function of how many rows were consumed."""
+"""Where steps get their micro-batches: every task's loader, read on from where the task stands."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from bessemer.core.batch import Batch
+from bessemer.core.progress import Progress
 from bessemer.data.prefetch import Prefetch
-from bessemer.data.prefetch import Source as Loads
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+@dataclass(frozen=True)
+class Feed:
+    """One task's supply of rows.
+
+    Attributes:
+        loader: gives batches by the task's own row numbers.
+        share: of each global batch's rows, relative to the other tasks that are on.
+        unit: rows that must stay together; a step gets whole units.
+        start, stop: the span of training, as fractions of it, in which the task is on.
+        prepare: what the objective does to a batch, on the data side.
+    """
+
+    loader: Any
+    share: float = 1.0
+    unit: int = 1
+    start: float = 0.0
+    stop: float = 1.0
+    prepare: Callable[[Batch], Batch] = _as_it_is
+
+    def batch(self, start: int, rows: int, *, rank: int = 0, ranks: int = 1) -> Batch:
+        """A prepared batch of the loader's."""
+        return self.prepare(self.loader.batch(start, rows, rank=rank, ranks=ranks))
+
+    def on(self, progress: Progress) -> bool:
+        return self.start <= progress.fraction and (progress.fraction < self.stop or self.stop >= 1.0)
 
 
 class Source:
     """Cuts the rows of a step into micro-batches, task by task; the next ones are made in the background.
 
+    Each task reads its own rows in their order. Which task the rows of a step go to follows from what each is owed: its share
+    of all rows since it was switched on, less what it got. So any window holds each task's share to a unit, whatever the sizes
+    of steps. What each got and is owed is the state, beside what the loaders themselves remember.
+
     Args:
-        loaders: task name -> its loader.
-        shares: task name -> its share of every global batch; they sum to one.
-        micro_batch: the most rows of one micro-batch.
+        feeds: task name -> its supply.
+        micro_batch: the most rows of one micro-batch; a task whose unit is larger gets micro-batches of one unit.
+        rank, ranks: which block of every micro-batch this process reads.
     """
 
-    def __init__(self, loaders: Mapping[str, Loads], shares: dict[str, float], micro_batch: int) -> None:
-        self.loaders = {task: Prefetch(loader) for task, loader in loaders.items()}
-        self.shares, self.micro_batch = shares, micro_batch
+    def __init__(self, feeds: Mapping[str, Feed], micro_batch: int, rank: int = 0, ranks: int = 1) -> None:
+        self.feeds, self.micro_batch, self.rank, self.ranks = dict(feeds), micro_batch, rank, ranks
+        self.ready = {task: Prefetch(feed) for task, feed in self.feeds.items()}
+        self.taken = dict.fromkeys(self.feeds, 0)
+        self.owed = dict.fromkeys(self.feeds, 0.0)
 
-    def next(self, start: int, rows: int) -> list[Batch]:
-        """The micro-batches of global rows start to start + rows."""
+    def next(self, progress: Progress, rows: int) -> list[Batch]:
+        """The micro-batches of the next `rows` rows; some fewer where they don't divide into whole units."""
         batches: list[Batch] = []
-        for task, (first, last) in self._spans(start, rows).items():
-            for at in range(first, last, self.micro_batch):
-                batches.append(self.loaders[task].batch(at, min(self.micro_batch, last - at)))
+        for task, count in self._allot(progress, rows).items():
+            first, unit = self.taken[task], self.feeds[task].unit
+            size = max(unit, self.micro_batch // unit * unit)
+            for at in range(first, first + count, size):
+                wanted = min(size, first + count - at)
+                batches.append(self.ready[task].batch(at, wanted, rank=self.rank, ranks=self.ranks))
+            self.taken[task] += count
         return batches
 
+    def follow(self, progress: Progress, measure: Callable[[str], Mapping[str, float]]) -> None:
+        """Lets loaders whose order depends on the run look at where it stands, before the next step.
+
+        Args:
+            measure: a task's held-out nats per token by group, under the model as it is.
+        """
+        for task, feed in self.feeds.items():
+            look = getattr(feed.loader, "follow", None)
+            if look is not None and feed.on(progress):
+                self.ready[task].change(lambda task=task, look=look: look(progress, self.taken[task], lambda: measure(task)))
+
+    def state(self) -> dict[str, Any]:
+        """What each task got and is owed, and what the loaders remember, as JSON can hold it."""
+        loaders = {task: feed.loader.state() for task, feed in self.feeds.items() if hasattr(feed.loader, "state")}
+        return {"taken": dict(self.taken), "owed": dict(self.owed), "loaders": loaders}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` gave."""
+        self.taken.update({task: int(count) for task, count in state["taken"].items()})
+        self.owed.update({task: float(rows) for task, rows in state["owed"].items()})
+        for task, held in state["loaders"].items():
+            self.feeds[task].loader.restore(held)
+
     def close(self) -> None:
-        for loader in self.loaders.values():
+        for loader in self.ready.values():
             loader.close()
 
-    def _spans(self, start: int, rows: int) -> dict[str, tuple[int, int]]:
-        """Each task's own rows within global rows [start, start + rows): exact over any window to one row."""
-        count = _split(self.shares)
-        before, after = count(start), count(start + rows)
-        return {task: (before[task], after[task]) for task in self.shares if after[task] > before[task]}
-
-
-def _split(shares: dict[str, float]) -> Callable[[int], dict[str, int]]:
-    """How many of the first n rows belong to each task: a fixed pattern of 840 rows, repeated."""
-    period = 840
-    counts = dict.fromkeys(shares, 0)
-    pattern: list[str] = []
-    for n in range(1, period + 1):
-        task = max(shares, key=lambda t: shares[t] * n - counts[t])
-        counts[task] += 1
-        pattern.append(task)
-
-    def count(n: int) -> dict[str, int]:
-        whole, rest = divmod(n, period)
-        return {task: whole * counts[task] + pattern[:rest].count(task) for task in shares}
-
-    return count
+    def _allot(self, progress: Progress, rows: int) -> dict[str, int]:
+        """How many of `rows` rows each task gets: whole units, to whom most is owed first."""
+        on = [task for task, feed in self.feeds.items() if feed.on(progress)]
+        whole = sum(self.feeds[task].share for task in on)
+        given = dict.fromkeys(on, 0)
+        for task in on:
+            self.owed[task] += rows * self.feeds[task].share / whole
+        left = rows
+        while True:
+            fitting = [task for task in on if self.feeds[task].unit <= left]
+            if not fitting:
+                break
+            task = max(fitting, key=lambda t: (self.owed[t] - given[t]) / self.feeds[t].unit)
+            given[task] += self.feeds[task].unit
+            left -= self.feeds[task].unit
+        for task in on:
+            self.owed[task] -= given[task]
+        return {task: count for task, count in given.items() if count}

@@ -49,7 +49,7 @@ def hugging_face(
     Raises:
         DataError: `datasets` is missing, the dataset can't be loaded, or has no such split or column.
     """
-    rows: Any = _load(path, config, split, files, revision, streaming)
+    rows: Any = load(path, config, split, files, revision, streaming)
     index, of = part
     if rows.features is not None and text.split(".")[0] not in rows.features:
         names = list(rows.features)
@@ -74,7 +74,12 @@ def hugging_face(
         yield Document(value, label or path, str(where or domain), str(number if key is None else key), kept)
 
 
-def _load(path: str, config: str | None, split: str, files: str | list[str] | None, revision: str | None, streaming: bool) -> Any:
+def load(path: str, config: str | None, split: str, files: str | list[str] | None, revision: str | None, streaming: bool) -> Any:
+    """The rows of a dataset, by whichever of the three ways `path` names.
+
+    Raises:
+        DataError: `datasets` is missing, or the dataset can't be loaded.
+    """
     try:
         import datasets
     except ImportError:

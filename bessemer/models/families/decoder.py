@@ -11,6 +11,7 @@ from bessemer.core.batch import Batch, Outputs
 from bessemer.core.errors import RecipeError
 from bessemer.core.registry import Auto
 from bessemer.models import transfer as transfers
+from bessemer.models.adapters._adapter import VECTORS, place
 from bessemer.models.families._decoder_options import attention_flops, check, resolve
 from bessemer.models.heads.ahead import Ahead
 from bessemer.models.layers import experts as mixture
@@ -23,6 +24,7 @@ from bessemer.models.layers.head import Head
 from bessemer.models.layers.mlp import MLPName, mlp
 from bessemer.models.layers.norm import NormName, norm
 from bessemer.models.layers.rope import Rope
+from bessemer.models.reparameterized import Matrix
 
 
 class Decoder(nn.Module):
@@ -104,6 +106,8 @@ class Decoder(nn.Module):
         self.windowed = [window is not None and (window_layers is None or layer in window_layers) for layer in range(depth)]
         self.norm = nn.Identity() if norm_place == "post" else _norm(o)
         self.head = Head(o["width"], vocabulary, head_bias, self.embed.weight if tied else None)
+        self.adapters, self.tasks = nn.ModuleDict(), nn.ModuleDict()
+        self.attached: dict[str, dict[str, Any]] = {"adapters": {}, "tasks": {}}
         self.ahead = nn.ModuleList(Ahead(o["width"], _block(o, depth + k), _norm(o), _norm(o), _norm(o)) for k in range(ahead))
         if not self.embed.weight.is_meta:
             self.initialise(seed)
@@ -125,6 +129,7 @@ class Decoder(nn.Module):
         x = self.embed(batch.tokens)
         if self.place is not None:
             x = x + self.place(_within(batch.positions, self.place))
+        x = self._adapt(x, batch)
         full, near = self.contexts(batch, cache)
         for block, windowed in zip(self.blocks, self.windowed, strict=True):
             x = block(x, near if windowed else full, cache)
@@ -135,9 +140,16 @@ class Decoder(nn.Module):
             mixture.report(self, outputs)
         return outputs
 
-    def after_step(self, counts: dict[str, Tensor]) -> None:
+    def after_step(self, progress: Any, optimizers: Any, counts: dict[str, Tensor]) -> None:
         """What changes once a step without a gradient: the routers' biases, by the counts of the step's outputs over all batches and ranks."""
         mixture.nudge(self, counts)
+
+    def _adapt(self, x: Tensor, batch: Batch) -> Tensor:
+        """Inputs other than tokens, laid into their columns; see models/attach.py."""
+        for adapter in self.adapters.values():
+            x = adapter(x, batch)
+        made = batch.streams.get(VECTORS)
+        return x if made is None else place(x, made, batch.streams[f"{VECTORS}_index"])
 
     def contexts(self, batch: Batch, cache: Any = None) -> tuple[Context, Context]:
         """What the layers share for this batch: for those that see whole documents, and for those with a window."""
@@ -172,7 +184,7 @@ class Decoder(nn.Module):
         for number, module in enumerate(self.ahead, start=1):
             x, hidden = module(x, self.embed(tokens), context)
             outputs.extras[f"ahead_{number}"] = hidden
-            tokens = tokens.roll(-1, dims=1)
+            tokens = batch.later(tokens, 1)
 
     def flops_per_token(self, length: int) -> float:
         """Floating point operations of training on one token, in rows of `length` tokens.
@@ -180,12 +192,15 @@ class Decoder(nn.Module):
         6 for each weight in a matrix product (2 forward, 4 backward; embeddings are looked up, not multiplied; a tied head
         counts), plus for attention 12 x heads x head size x the mean number of visible tokens per layer: scores and mixing
         take 2 x 2 forward and twice that backward. Causal attention sees (length + 1) / 2 on average, the masked half is not
-        counted; a window sees less. Of the experts only those count that a token gets. Packing is not accounted for: documents are taken to fill their rows.
+        counted; a window sees less. Of the experts only those count that a token gets. Packing is not accounted for: documents are taken to
+        fill their rows; nor are the adapters and heads of single tasks.
         """
-        matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+        outside = {id(m) for part in (self.adapters, self.tasks) for m in part.modules()}
+        matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear) and id(m) not in outside)
         matrices += sum(m.active_weights() for m in self.modules() if isinstance(m, MixtureOfExperts))
         heads = matrices + len(self.ahead) * self.head.weight.numel()
-        return 6.0 * heads + attention_flops(self.options, self.windowed + [False] * len(self.ahead), length)
+        own = sum(m.flops() for m in self.modules() if isinstance(m, Matrix))  # what reparameterized layers say of themselves
+        return 6.0 * heads + own + attention_flops(self.options, self.windowed + [False] * len(self.ahead), length)
 
 
 def _block(o: dict[str, Any], layer: int) -> Block:

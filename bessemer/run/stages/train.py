@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from bessemer.core import device
+from bessemer.core.mesh import Mesh, World
 from bessemer.core.registry import Auto, Choice, Kind
 from bessemer.core.work import Work
+from bessemer.data.example_store import Examples
 from bessemer.data.tokenizer import Tokenizer
 from bessemer.data.tokens import Tokens
 from bessemer.models.package import Model
+from bessemer.parallel.order import Parallel
 from bessemer.run.energy import Meter
 from bessemer.train import build
 from bessemer.train.loop import train as loop
@@ -21,10 +24,15 @@ def train(
     store: Tokens,
     tokenizer: Tokenizer,
     start: Model | None = None,
+    examples: list[Examples] = [],
     *,
     model: Annotated[Choice, Kind("models/families")] = {"name": "decoder", "depth": 4},  # type: ignore[assignment]
+    adapt: Annotated[Choice, Kind("models/reparameterize")] | None = None,
     task: list[Task] = [Task()],
+    balance: Annotated[Choice, Kind("train/balance")] | None = None,
     optim: list[Annotated[Choice, Kind("optim", role=str, match=str, dims=int)]] = [{"role": "matrix", "name": "muon"}, {"name": "adamw"}],  # type: ignore[list-item]
+    around: list[Annotated[Choice, Kind("optim/around", role=str, match=str, dims=int)]] = [],
+    per_layer: bool = False,
     schedule: dict[str, Annotated[Choice, Kind("schedules")]] = {"lr": "wsd"},  # type: ignore[dict-item]
     length: int | Auto = "auto",
     batch: int | Auto = "auto",
@@ -36,6 +44,8 @@ def train(
     guard: Annotated[Choice, Kind("train/guards")] = "standard",  # type: ignore[assignment]
     precision: Literal["auto", "bfloat16", "float32"] = "auto",
     compile: bool | Auto = "auto",
+    mesh: dict[str, int] = {},
+    parallel: Parallel = Parallel(),
     keep: int = 2,
     hooks: list[Annotated[Choice, Kind("train/hooks")]] = ["evaluate", "save"],  # type: ignore[list-item]
 ) -> Model:
@@ -43,27 +53,36 @@ def train(
 
     Args:
         model: the family and its options; `depth` alone gives a sensible model.
-        task: what is learned, from which domains, with which objective and weight.
+        adapt: what the weights of linear layers are made of while they train (`lora`, `sltrain`, ...); None: themselves, or as the
+            earlier model's were. An earlier model's own are merged before new ones are put in place; `bessemer export` merges them too.
+        task: what is learned, from which domains or examples, with which objective and weight.
+        balance: what the tasks' gradients become one by; None: their sum, each times its task's weight.
         optim: which optimizer takes which parameters; the first entry whose role, match or dims fit.
+        around: what acts around the updates: averages of the weights, layers that take turns, gradients of other kinds.
+        per_layer: move each parameter inside the backward pass, as soon as its gradient is there, which is then dropped.
         schedule: factors of the learning rate (`lr`) and of the batch (`batch`).
         length: tokens of a row; a new model is made for as many positions, unless its own `length` says otherwise.
         batch: rows of a global batch.
-        micro_batch: rows computed at once; the gradient doesn't depend on it.
+        micro_batch: rows computed at once by all ranks together; the gradient doesn't depend on it.
         steps: end after so many steps, or
         tokens: after so many tokens (`auto`: 20 for each parameter, if nothing else ends the run), or
         seconds: after so many seconds of training, whichever comes first.
-        clip: the longest gradient norm let through.
+        clip: the longest gradient norm let through; inf for any.
         precision: `float32`, `bfloat16`, or `auto` for what is fastest here.
         compile: compile each kind of block once.
+        mesh: how many ranks share the work along each axis: pipe, replica, data, context, tensor, expert, expert_tensor (core/mesh.py);
+            their product is how many processes are started.
+        parallel: what the sizes of the mesh don't say (parallel/order.py).
         keep: checkpoints kept.
     """
     store.check_tokenizer(tokenizer)
     new, rows = build.model_of(work, tokenizer, start, model, length)
     spend = build.budget(work, new, rows, steps=steps, tokens=tokens, seconds=seconds, batch=batch, micro_batch=micro_batch)
+    new = build.adapted(work, new, adapt, fresh=start is None)
     meter = Meter()
     dtype = build.number_format(precision, f"{work.name}.precision")
     run = build.run(
-        work, store, tokenizer, new, spend, task=task, optim=optim, schedule=schedule, clip=clip, guard=guard, dtype=dtype,
+        work, store, tokenizer, new, spend, world=World(Mesh.of(mesh)), parallel=parallel, task=task, examples=examples, balance=balance, optim=optim, around=around, per_layer=per_layer, schedule=schedule, clip=clip, guard=guard, dtype=dtype,
         compile=device.can_compile() if compile == "auto" else compile, keep=keep, hooks=hooks, energy=lambda: spent(meter),
     )  # fmt: skip
     loop(run)

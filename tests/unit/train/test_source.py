@@ -1,10 +1,13 @@
 """The source: shares exact over any window, micro-batches cut without losing or repeating a row."""
 
+import json
+
 import pytest
 import torch
 
 from bessemer.core.batch import Batch
-from bessemer.train.source import Source
+from bessemer.core.progress import Progress
+from bessemer.train.source import Feed, Source
 
 
 class Counting:
@@ -17,7 +20,7 @@ class Counting:
 
 
 def source(**shares):
-    return Source({task: Counting(task) for task in shares}, shares, 4)
+    return Source({task: Feed(Counting(task), share) for task, share in shares.items()}, 4)
 
 
 @pytest.mark.parametrize("sizes", [[16] * 20, [1] * 320, [7, 13, 100, 200]])
@@ -26,7 +29,7 @@ def test_every_row_of_every_task_comes_once_and_in_order(sizes):
     seen = {"text": [], "code": [], "speech": []}
     at = 0
     for size in sizes:
-        batches = feed.next(at, size)
+        batches = feed.next(Progress(samples=at), size)
         assert sum(batch.rows for batch in batches) == size
         assert all(batch.rows <= 4 for batch in batches)
         for batch in batches:
@@ -38,10 +41,44 @@ def test_every_row_of_every_task_comes_once_and_in_order(sizes):
         assert abs(len(seen[task]) - share * at) <= 1
 
 
-def test_any_step_can_be_asked_for_at_once():
-    straight, jumping = source(a=0.5, b=0.5), source(a=0.5, b=0.5)
-    for at in range(0, 64, 16):
-        expected = straight.next(at, 16)
-    found = jumping.next(48, 16)
-    assert [b.samples.tolist() for b in found] == [b.samples.tolist() for b in expected]
-    straight.close(), jumping.close()
+def test_it_goes_on_from_its_state():
+    straight, later = source(a=0.3, b=0.7), source(a=0.3, b=0.7)
+    for _ in range(3):
+        straight.next(Progress(), 10)
+    later.restore(json.loads(json.dumps(straight.state())))
+    expected, found = straight.next(Progress(), 10), later.next(Progress(), 10)
+    assert [(b.task, b.samples.tolist()) for b in found] == [(b.task, b.samples.tolist()) for b in expected]
+    straight.close(), later.close()
+
+
+def test_units_stay_whole_and_get_their_share():
+    feed = Source({"pairs": Feed(Counting("pairs"), 1.0, unit=6), "text": Feed(Counting("text"), 1.0)}, 4)
+    rows = {"pairs": 0, "text": 0}
+    for _ in range(50):
+        for batch in feed.next(Progress(), 10):
+            assert batch.task == "text" or (batch.rows == 6 and int(batch.samples[0]) % 6 == 0)
+            rows[batch.task] += batch.rows
+    feed.close()
+    assert abs(rows["pairs"] - 250) <= 6
+    assert sum(rows.values()) == 500
+
+
+def test_a_task_is_on_only_in_its_span():
+    feed = Source({"first": Feed(Counting("first"), 1.0, stop=0.5), "last": Feed(Counting("last"), 3.0, start=0.25)}, 4)
+    seen = []
+    for step in range(8):
+        seen.append({batch.task: batch.rows for batch in feed.next(Progress(step=step, steps=8), 4)})
+    feed.close()
+    assert seen == [{"first": 4}] * 2 + [{"first": 1, "last": 3}] * 2 + [{"last": 4}] * 4
+
+
+def test_every_rank_reads_its_block_of_every_micro_batch():
+    class Blocks(Counting):
+        def batch(self, start, rows, *, rank=0, ranks=1):
+            return super().batch(start + rows * rank // ranks, rows * (rank + 1) // ranks - rows * rank // ranks)
+
+    parts = [Source({"a": Feed(Blocks("a"))}, 4, rank, 2) for rank in range(2)]
+    found = [[b.samples.tolist() for b in part.next(Progress(), 10)] for part in parts]
+    assert found == [[[0, 1], [4, 5], [8]], [[2, 3], [6, 7], [9]]]
+    for part in parts:
+        part.close()

@@ -1,0 +1,131 @@
+"""From a recipe's tasks to what the engine and the loop need of them: objectives with their parts in the model, and supplies of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from bessemer.core import rng
+from bessemer.core.batch import Batch
+from bessemer.core.collectives import Along
+from bessemer.core.errors import RecipeError, neighbours
+from bessemer.core.work import Work
+from bessemer.data.example_loader import ExampleLoader
+from bessemer.data.example_store import Examples
+from bessemer.data.loader import Loader
+from bessemer.data.tokenizer import Tokenizer
+from bessemer.data.tokens import Tokens
+from bessemer.models.attach import attach
+from bessemer.objectives._examples import FromExamples
+from bessemer.objectives._objective import Objective
+from bessemer.train.source import Feed
+from bessemer.train.task import Task
+
+
+def objectives(work: Work, model: Any, tasks: list[Task], tokenizer: Tokenizer, ranks: Along = Along()) -> dict[str, tuple[Objective, float]]:
+    """Task name -> its objective, attached to the model, and its weight.
+
+    Args:
+        ranks: those that share the rows of a micro-batch.
+
+    Raises:
+        RecipeError: two tasks have one name, an option contradicts another, or the tokenizer lacks a special token.
+    """
+    found: dict[str, tuple[Objective, float]] = {}
+    for number, task in enumerate(tasks):
+        where = f"{work.name}.task[{number}]"
+        if task.name in found:
+            raise RecipeError(f"two tasks are called '{task.name}'", key=f"{where}.name", mend="give each a name of its own")
+        if not task.name.isidentifier():
+            raise RecipeError(f"a task's name is of letters, digits and _, and '{task.name}' is given", key=f"{where}.name")
+        if task.start >= task.stop:
+            raise RecipeError(f"it starts at {task.start} and stops at {task.stop}", key=f"{where}.start", mend="start before stop")
+        if issubclass(_class_of(task), FromExamples) and task.adapter is None:
+            mend = 'say how they enter: adapter = { name = "patches", size = 8 }'
+            raise RecipeError(f"{task.objective.name} learns from examples, and the task has no adapter", key=f"{where}.adapter", mend=mend)
+        made: Objective = attach(model, task.name, task.objective, task.adapter, work.seed)
+        if made.unit % ranks.size:
+            problem = f"its groups of {made.unit} rows can't be shared by {ranks.size} ranks"
+            raise RecipeError(problem, key=f"{where}.objective", mend=f"make them a multiple of {ranks.size}")
+        made.ranks = ranks
+        made.read(tokenizer)
+        found[task.name] = (made, task.weight)
+    if not any(task.start == 0.0 for task in tasks) or not any(task.stop == 1.0 for task in tasks):
+        raise RecipeError("a part of the run has no task at all", key=f"{work.name}.task", mend="let one task start at 0, and one stop at 1")
+    return found
+
+
+def feeds(
+    work: Work,
+    tasks: list[Task],
+    made: Mapping[str, tuple[Objective, float]],
+    store: Tokens,
+    examples: list[Examples],
+    tokenizer: Tokenizer,
+    length: int,
+) -> dict[str, Feed]:
+    """Task name -> where its rows come from.
+
+    Raises:
+        BessemerError: a task's data is missing, or doesn't have what its objective reads.
+    """
+    found = {}
+    for number, task in enumerate(tasks):
+        objective = made[task.name][0]
+        where = f"{work.name}.task[{number}]"
+        if isinstance(objective, FromExamples):
+            loader: Any = _examples(task, objective, _named(task, examples, where), tokenizer, length, work.seed, where)
+        else:
+            loader = _text(task, store, length, work.seed)
+        prepare: Callable[[Batch], Batch] = partial(_prepared, objective, rng.key(work.seed, "prepare", task.name))
+        found[task.name] = Feed(loader, task.share, objective.unit, task.start, task.stop, prepare)
+    return found
+
+
+def _prepared(objective: Objective, seed: int, batch: Batch) -> Batch:
+    return objective.prepare(batch, seed)
+
+
+def _class_of(task: Task) -> type:
+    target = task.objective.target
+    return target if isinstance(target, type) else type(target)
+
+
+def _text(task: Task, store: Tokens, length: int, seed: int) -> Loader:
+    only = None if task.domains == "auto" else task.domains
+    return Loader(store, length=length, pack=task.pack, mix=task.mix, seed=seed, only=only, task=task.name)
+
+
+def _examples(task: Task, objective: FromExamples, store: Examples, tokenizer: Tokenizer, length: int, seed: int, where: str) -> ExampleLoader:
+    adapter = objective.adapter
+    shape = store.shapes.get(adapter.modality)
+    if shape is None:
+        problem = f"the adapter '{adapter.stream}' reads a {adapter.modality}, and the examples have {', '.join(store.shapes) or 'none'}"
+        raise RecipeError(problem, key=f"{where}.adapter", mend="choose the adapter of a modality they have")
+    if shape != adapter.shape:
+        problem = f"the adapter reads {adapter.modality}s of shape {list(adapter.shape)}, and the examples' have {list(shape)}"
+        raise RecipeError(problem, key=f"{where}.adapter", mend="give the adapter, or collect_examples, the other's size")
+    per_row = length // objective.columns
+    if per_row < 1:
+        problem = f"an example takes {objective.columns} columns, and rows have {length}"
+        raise RecipeError(problem, key=f"{where}.objective", mend=f"make rows of at least {objective.columns}: length = {objective.columns}")
+    return ExampleLoader(
+        store, tokenizer, modality=adapter.modality, per_row=per_row, length=length, words=objective.words, seed=seed, task=task.name
+    )
+
+
+def _named(task: Task, examples: list[Examples], where: str) -> Examples:
+    """The example store a task reads, by the stage that made it."""
+    by_name = {store.folder.name.lstrip("."): store for store in examples}
+    if not by_name:
+        raise RecipeError(
+            f"{task.objective.name} learns from examples, and there are none", key=where, mend='add a stage before: do = "collect_examples"'
+        )
+    if task.examples is None:
+        if len(by_name) > 1:
+            raise RecipeError("there are several example stores", key=f"{where}.examples", mend=f"name one: {', '.join(by_name)}")
+        return next(iter(by_name.values()))
+    if task.examples not in by_name:
+        raise RecipeError(f"no stage '{task.examples}' makes examples", key=f"{where}.examples", mend=neighbours(task.examples, by_name))
+    return by_name[task.examples]
