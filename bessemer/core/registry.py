@@ -84,7 +84,7 @@ class Kind:
     """
 
     kind: str
-    tags: Mapping[str, Any] = field(default_factory=dict)
+    tags: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __init__(self, kind: str, **tags: Any) -> None:
         object.__setattr__(self, "kind", kind)

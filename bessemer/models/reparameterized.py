@@ -20,6 +20,7 @@ from bessemer.core import rng
 from bessemer.core.errors import RecipeError
 from bessemer.core.progress import Progress
 from bessemer.core.registry import Auto, Choice
+from bessemer.models.layers.head import Share
 from bessemer.models.layers.linear import Linear
 
 KIND = "models/reparameterize"
@@ -118,7 +119,7 @@ class Counting(Matrix):
         super().__init__(weight, place)
         self.updates = 0
 
-    def after_step(self, progress: Progress, optimizers: Optimizers) -> None:
+    def after_step(self, progress: Progress, optimizers: Optimizers, counts: Any = None) -> None:
         """Called by the loop after each update."""
         self.updates += 1
         with torch.no_grad():
@@ -155,7 +156,7 @@ class Reparameterized(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The composed weight [outputs, inputs], for objectives that read the head's, and with its graph."""
+        """The composed weight [outputs, inputs], with its graph."""
         return torch.cat([matrix.composed() for matrix, _ in self.members()])
 
     @property
@@ -163,6 +164,10 @@ class Reparameterized(nn.Module):
         """The composed bias [outputs], or None."""
         shares = [matrix.composed_bias(bias) for matrix, bias in self.members()]
         return None if any(share is None for share in shares) else torch.cat(shares)
+
+    def share(self) -> Share:
+        """What objectives read of a head: here the whole vocabulary, composed."""
+        return Share(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         pieces = [matrix(x, bias) for matrix, bias in self.members()]

@@ -170,7 +170,7 @@ def learned(batches: list[Batch], **table):
     built = model(**table)
     engine = Engine(built, {"text": (registry.choose("objectives", "next_token")(), 1.0)}, torch.float32)
     result = engine.forward_backward(batches)
-    engine.after_step(result)
+    built.after_step(None, None, result.counts)
     return built, result
 
 
