@@ -90,6 +90,12 @@ class Batch:
         """One row of padding in the form of this batch, which counts for nothing: what a rank without rows computes."""
         return self.map(lambda value: value.new_zeros((1, *value.shape[1:])))
 
+    def later(self, values: Tensor, number: int) -> Tensor:
+        """What stands `number` columns further on in the rows of one of this batch's tensors [rows, length], and 0 beyond their ends."""
+        whole = values if self.spread is None else self.spread.whole(values)
+        moved = torch.cat((whole[:, number:], torch.zeros_like(whole[:, :number])), 1)
+        return moved if self.spread is None else self.spread.mine(moved)
+
     def rows_of(self, start: int, stop: int) -> Batch:
         """Rows start to stop as a batch of their own."""
         return self.map(lambda value: value[start:stop])
@@ -106,7 +112,7 @@ class Outputs:
         extras: anything else objectives may read, by name (further heads' states).
         terms: what the model itself adds to the loss, whatever the objective (a router's balance).
         counts: what happened how often, by name: the engine sums them over micro-batches and ranks and hands them back after the
-            step, to `after_step(counts)` of the model if it has one.
+            step, to every module that has an `after_step(progress, optimizers, counts)`.
     """
 
     hidden: Tensor

@@ -12,7 +12,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from bessemer.core import shards
+from bessemer.core.batch import Batch
 from bessemer.core.mesh import AXES, World
+from bessemer.parallel.context.columns import Axis
 
 
 @dataclass
@@ -26,6 +28,7 @@ class Layout:
         parts: parameter name -> rows of the matrices stacked in it, for those that tensor parallelism cuts part by part.
         unsharded: whether gradients are kept whole until the last micro-batch, and sharded only then.
         gathered: whether parameters stay whole between the micro-batches of a step.
+        columns: the ranks that share the columns of every row, or None.
     """
 
     world: World
@@ -34,6 +37,15 @@ class Layout:
     parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
     unsharded: bool = False
     gathered: bool = False
+    columns: Axis | None = None
+
+    def cut(self, batch: Batch) -> Batch:
+        """This rank's columns of the batch.
+
+        Raises:
+            RecipeError: it has something without columns.
+        """
+        return batch if self.columns is None else self.columns.cut(batch)
 
     def before_micro_batch(self, last: bool) -> None:
         """Tells the data axis whether another micro-batch of the step follows."""

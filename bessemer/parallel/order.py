@@ -7,8 +7,11 @@ from typing import Any
 import pydantic
 import torch
 
+from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import TOKENS, World
+from bessemer.models.reparameterized import Counting, matrices
 from bessemer.parallel import data, tensor
+from bessemer.parallel.context.columns import Axis, Method
 from bessemer.parallel.layout import Layout
 
 
@@ -17,17 +20,19 @@ class Parallel(pydantic.BaseModel):
 
     Attributes:
         shard: what is shared out along the data axis: "full", "grad", "state" or "none" (parallel/data.py).
+        context: how attention works across the columns of the ranks (parallel/context/columns.py).
         gather: whether parameters travel in the type of the matrix products ("compute") or in their own ("own").
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
     shard: data.Shard = "full"
+    context: Method = "auto"
     gather: str = pydantic.Field(default="own", pattern="^(own|compute)$")
 
 
 def spread(model: Any, world: World, options: Parallel, *, compile: bool = False, dtype: torch.dtype = torch.float32) -> Layout:
-    """Spreads a model over the mesh: tensor, compile, data.
+    """Spreads a model over the mesh: tensor, context, compile, data.
 
     Args:
         model: whole, the same on every rank; changed in place.
@@ -37,10 +42,13 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
     Raises:
         RecipeError: the model's sizes don't allow this mesh.
     """
+    _check_reparameterized(model, world, options)
     layout = Layout(world, model)
     inner: list[torch.nn.Parameter] = []
     if world.count("tensor") > 1:
         inner, layout.parts = tensor.apply(model, world)
+    if world.count("context") > 1:
+        layout.columns = Axis(world.group("context"), options.context)
     if compile:
         for block in model.blocks:
             block.compile(dynamic=False)
@@ -55,6 +63,17 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
         outer = [p for p in model.parameters() if world.count(*TOKENS) > 1]
     _leave_partial(layout, inner, outer)
     return layout
+
+
+def _check_reparameterized(model: Any, world: World, options: Parallel) -> None:
+    """Refuses meshes on which factors of a matrix would not make the matrix any more, or can't be seen whole between steps."""
+    found = matrices(model)
+    if found and world.count("tensor") > 1:
+        problem = "the factors of a reparameterized layer can't be divided along the tensor axis"
+        raise RecipeError(problem, key="adapt", mend="use mesh.tensor = 1, or merge the model before this stage")
+    if data.wanted(world, options.shard) and any(isinstance(each, Counting) for each in found):
+        problem = "layers that change between steps need whole parameters, and this run shards them"
+        raise RecipeError(problem, key="adapt", mend='parallel.shard = "none" keeps them whole')
 
 
 def _leave_partial(layout: Layout, inner: list[torch.nn.Parameter], outer: list[torch.nn.Parameter]) -> None:

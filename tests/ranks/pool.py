@@ -126,6 +126,7 @@ def work(pipe: Connection, stack: str) -> None:
 
     import torch
     import torch.distributed as dist
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
     torch.set_num_threads(1)
     faulthandler.register(signal.SIGUSR1, file=open(stack, "w"), all_threads=False)  # noqa: SIM115 - held for life
@@ -142,6 +143,7 @@ def work(pipe: Connection, stack: str) -> None:
             answer = (True, function(*arguments))
             dist.barrier()  # no rank tears its connections down while another still works
             dist.destroy_process_group()
+            _clear_sharding_prop_cache()  # it remembers meshes, whose groups' names mean others in the next call
         except BaseException:
             answer = (False, traceback.format_exc())
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -128,6 +130,28 @@ def test_every_column_has_one_place(length, count):
             mine = plan.columns[row, rank]
             assert torch.equal(mine, mine.sort().values)
             assert int((mine == length).sum()) <= 1
+
+
+@pytest.mark.parametrize(("window", "prefix"), [(None, False), (5, False), (None, True)])
+def test_queries_look_where_the_mask_says(window, prefix):
+    segments = documents(61)
+    starts = Plan(segments, 3, 61, 1).starts
+    open = (torch.arange(61) - starts < segments % 4) if prefix else None
+    plan, allowed = Plan(segments, 3, 61, 4, open), torch.zeros(3, 62, 62, dtype=torch.bool)
+    for here, there in itertools.product((range(0, 1), range(1, 4)), (range(0, 2), range(2, 3), range(3, 4))):
+        span, keys = plan.span(here, there, window), torch.arange(plan.places * len(there))
+        looks = (keys >= span.first[..., None]) & (keys < span.last[..., None])
+        for row in range(3):
+            allowed[row, plan.held(here)[row][:, None], plan.held(there)[row]] = looks[row]
+    wanted = masks.packed(segments, window, open)[:, 0] & (segments != 0)[..., None]
+    assert torch.equal(allowed[:, :61, :61], wanted)
+
+
+def test_open_columns_elsewhere_are_refused():
+    open = torch.zeros(1, 8, dtype=torch.bool)
+    open[0, 3] = True
+    with pytest.raises(RecipeError, match="stand after others"):
+        Plan(None, 1, 8, 2, open)
 
 
 @pytest.mark.parametrize("count", [2, 4, 8])

@@ -40,12 +40,23 @@ CASES = [
     Case({"tensor": 2, "data": 2}, {"shard": "state"}, {"positions": "learned", "parallel": True}),
     Case({"tensor": 2, "data": 2, "replica": 2}, {}, {"head_bias": True}),
     Case({"tensor": 4}, {}, {"kv_heads": 4}),
+    Case({"data": 2}, compile=True),
+    Case({"tensor": 2, "data": 2}, compile=True),
     Case({"data": 2}, optim="muon"),
     Case({"data": 4}, {"shard": "none"}, optim="muon"),
     Case({"replica": 2, "data": 2}, {"shard": "grad"}, {"tied": True}, optim="muon"),
     Case({"tensor": 2}, optim="muon"),
     Case({"tensor": 2, "data": 2}, {}, {"ahead": 1}, objective="multi_token", optim="muon"),
     Case({"tensor": 2, "data": 4}, {"shard": "state"}, {"kv_heads": 4}, optim="muon"),
+    Case({"context": 2}),
+    Case({"context": 4}, {"context": "ring"}, {"tied": True, "window": 6, "window_layers": [0]}),
+    Case({"context": 2}, {"context": "ulysses", "shard": "none"}, {"ahead": 2}, objective="multi_token"),
+    Case({"context": 4}, {"context": "both"}, {"kv_heads": 4}, optim="muon"),
+    Case({"context": 2, "data": 2}, {"context": "ring", "shard": "state"}, {"positions": "learned"}),
+    Case({"context": 2, "tensor": 2}, {"context": "ring"}, {"qk_norm": "whole"}),
+    Case({"context": 2, "tensor": 2, "data": 2}, {"context": "ulysses"}, {"tied": True}, optim="muon"),
+    Case({"context": 2, "replica": 2, "tensor": 2}, {"context": "gather"}, {"ahead": 1}, objective="multi_token"),
+    Case({"context": 8}, {"context": "ring"}),
 ]
 
 

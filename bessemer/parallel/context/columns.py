@@ -48,7 +48,7 @@ class Axis:
             RecipeError: something in the batch has no columns to cut.
         """
         rows, length = batch.tokens.shape
-        plan = Plan(batch.segments, rows, length, self.size)
+        plan = Plan(batch.segments, rows, length, self.size, batch.open)
         spread = Columns(plan, self, int(batch.positions.max()) + 1 if rows else 1, batch.tokens.device)
         whole = batch if batch.segments is not None else replace(batch, segments=torch.ones_like(batch.tokens))
         kept = {id(each) for each in (batch.samples, batch.sources)}

@@ -16,6 +16,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from bessemer.core.errors import RecipeError
+
 QUERIES = 256
 """Queries taken together: the columns that only some of them look at are multiplied in vain for the others."""
 
@@ -67,6 +69,7 @@ class Plan:
 
     Args:
         segments: int64 [rows, length], 0 at padding; None: each row is one document.
+        open: bool [rows, length], the columns that all of their document may look at: its first ones, if any; None: none.
         length: columns of a row.
         rows: how many there are.
         ranks: of the context axis.
@@ -75,12 +78,16 @@ class Plan:
         places: columns that each rank holds, the empty one counted.
         columns: int64 [rows, ranks, places]: the column in each place, in order of the text; `length` where it is empty.
         inverse: int64 [rows, length]: where a column lies, as rank x places + place.
+
+    Raises:
+        RecipeError: open columns stand elsewhere in a document.
     """
 
-    def __init__(self, segments: Tensor | None, rows: int, length: int, ranks: int) -> None:
+    def __init__(self, segments: Tensor | None, rows: int, length: int, ranks: int, open: Tensor | None = None) -> None:
         self.rows, self.length, self.ranks = rows, length, ranks
         self.places = -(-length // ranks)
         self.segments = torch.ones(rows, length, dtype=torch.int64) if segments is None else segments.cpu()
+        self.reach = None if open is None else self._reach(open.cpu())
         owner = self._owners()
         held = torch.stack([owner == rank for rank in range(ranks)], 1)
         counts = held.sum(-1)
@@ -98,6 +105,15 @@ class Plan:
         new = torch.ones_like(self.segments, dtype=torch.bool)
         new[:, 1:] = self.segments[:, 1:] != self.segments[:, :-1]
         return torch.where(new, place, 0).cummax(1).values
+
+    def _reach(self, open: Tensor) -> Tensor:
+        """Where the open columns of each column's document end: int64 [rows, length]."""
+        closed = (~open).cumsum(1) - (~open).long()  # before each column
+        leading = open & (closed == closed.gather(1, self.starts))
+        if (open & ~leading & (self.segments != 0)).any():
+            problem = "columns that all of a document may look at stand after others, and ranks share the columns of each row"
+            raise RecipeError(problem, key="mesh.context", mend="use the data or tensor axis with this task")
+        return self.starts + torch.zeros_like(closed).scatter_add_(1, self.starts, leading.long()).gather(1, self.starts)
 
     def _owners(self) -> Tensor:
         """The rank of each column: int64 [rows, length]."""
@@ -126,11 +142,14 @@ class Plan:
         column = held.clamp(max=self.length - 1)
         low = self.starts.gather(1, column)
         if window is not None:
+            if self.reach is not None:
+                raise RecipeError("attention to open columns and a window together can't be shared by ranks", key="mesh.context")
             low = torch.maximum(low, column - window + 1)
+        high = column + 1 if self.reach is None else torch.maximum(column + 1, self.reach.gather(1, column))
         owned = torch.zeros(self.rows, self.length + 2, dtype=torch.int64)
         owned.scatter_(1, self.held(keys) + 1, 1)
         before = owned.cumsum(1)  # keys in columns before each
-        first, last = before.gather(1, low), before.gather(1, column + 1)
+        first, last = before.gather(1, low), before.gather(1, high)
         nothing = (held == self.length) | (self.segments.gather(1, column) == 0)
         return Span.of(torch.where(nothing, 0, first), torch.where(nothing, 0, last))
 

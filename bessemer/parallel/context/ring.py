@@ -35,7 +35,8 @@ class Ring:
 
     def __init__(self, group: Any) -> None:
         self.group = group
-        self.index, self.size = (0, 1) if group is None else (group.rank(), group.size())
+        self.index: int = 0 if group is None else group.rank()
+        self.size: int = 1 if group is None else group.size()
 
     def begin(self, tensor: Tensor) -> tuple[Tensor, list[Any]]:
         """Starts to send `tensor` to the next rank and to receive the one before's."""
@@ -80,7 +81,8 @@ class _Ring(torch.autograd.Function):
         kv_heads = key.shape[1]
         slope = Slope(grouped(query, kv_heads), grouped(mixed, kv_heads), log_total, grouped(grads[0].contiguous(), kv_heads))
         sums = torch.zeros(pair.shape, dtype=torch.float32, device=pair.device)
-        coming, behind = sums, []
+        coming: Tensor = sums
+        behind: list[Any] = []
         for step in range(ring.size):
             arriving, works = ring.begin(pair) if step + 1 < ring.size else (pair, [])
             mine = torch.zeros_like(sums)
