@@ -37,6 +37,10 @@ class FromExamples(Objective):
         """The adapter's modality, cut: [rows, per_row, pieces, size]."""
         return self.adapter.cut(batch.streams[self.adapter.modality])
 
+    def held(self, batch: Batch, what: str = "") -> Tensor:
+        """One of the adapter's streams by example, [rows, per_row, columns, ...], for objectives whose every column holds a value."""
+        return self.view(batch.streams[f"{self.adapter.stream}{what}"], batch)
+
     def view(self, values: Tensor, batch: Batch) -> Tensor:
         """[rows, length, ...] as [rows, per_row, columns, ...]."""
         rows, per_row = batch.streams["draw"].shape

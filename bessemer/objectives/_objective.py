@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
@@ -26,10 +26,12 @@ class Objective(ABC):
             group of negatives. The rows of a batch are always whole units.
         parts: the modules of this task as the model holds them, under `tasks.NAME`; empty for most.
         adapter: how inputs other than tokens enter the trunk (models/adapters), or None.
+        stored: whether it reads a teacher's stored logits, which the loader then lays beside the tokens.
         ranks: those that share the rows of each micro-batch, for objectives that compare rows with each other.
     """
 
     unit: int = 1
+    stored: ClassVar[bool] = False
     parts: nn.ModuleDict = nn.ModuleDict()
     adapter: Any = None
     ranks: Along = Along()

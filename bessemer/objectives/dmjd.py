@@ -78,7 +78,7 @@ class DMJD(FromExamples):
         states = self.view(outputs.hidden, batch)
         rows, per_row = states.shape[:2]
         apart = states.view(rows * per_row * self.views, self.each, -1)
-        seen = batch.streams[f"{self.adapter.stream}_place"].view(len(apart), self.each)
+        seen = self.held(batch, "_place").view(len(apart), self.each)
         found = self.parts["decoder"](apart, seen).view(rows, per_row, self.views, self.adapter.pieces, -1)
         gap = (found - normalised(batch.streams["target"])[:, :, None]).square().mean(-1)
         terms.add(HIDDEN, (gap * batch.weights[HIDDEN]).sum())

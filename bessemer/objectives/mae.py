@@ -59,7 +59,7 @@ class MAE(FromExamples):
         terms = Terms()
         wanted = batch.streams["target"].flatten(0, 1)
         states = self.view(outputs.hidden, batch).flatten(0, 1)
-        seen = batch.streams[f"{self.adapter.stream}_place"].view(len(states), -1)
+        seen = self.held(batch, "_place").flatten(0, 1)
         found = self.parts["decoder"](states, seen)
         gap = (found - (normalised(wanted) if self.normalise else wanted)).square().mean(-1)
         terms.add(STREAM, (gap * batch.weights[STREAM].flatten(0, 1)).sum())

@@ -46,7 +46,7 @@ class SimMIM(FromExamples):
     def __call__(self, outputs: Outputs, batch: Batch) -> Terms:
         terms = Terms()
         found = self.parts["head"](self.view(outputs.hidden, batch)).float()
-        wanted = batch.streams[self.adapter.stream].view(found.shape)
+        wanted = self.held(batch)
         weights: Tensor = self.view(batch.weights[STREAM], batch)
         terms.add(STREAM, ((found - wanted).abs().mean(-1) * weights).sum())
         return terms

@@ -16,6 +16,7 @@ from bessemer.core.progress import Progress
 from bessemer.core.registry import Auto, Choice
 from bessemer.core.work import Work
 from bessemer.data.example_store import Examples
+from bessemer.data.sparse_logits import SparseLogits
 from bessemer.data.tokenizer import Tokenizer
 from bessemer.data.tokens import Tokens
 from bessemer.models.package import Model, save_model
@@ -28,6 +29,7 @@ from bessemer.train.checkpoint import Checkpointer
 from bessemer.train.engine import Engine
 from bessemer.train.hooks.log import Log
 from bessemer.train.metrics import Metrics
+from bessemer.train.mixed import MIXED
 from bessemer.train.run import Run
 from bessemer.train.source import Source
 from bessemer.train.task import Task
@@ -164,7 +166,9 @@ def run(
     parallel: Parallel,
     task: list[Task],
     examples: list[Examples],
+    logits: SparseLogits | None,
     balance: Choice | None,
+    mixed: bool,
     optim: list[Choice],
     around: list[Choice],
     per_layer: bool,
@@ -186,6 +190,9 @@ def run(
     memory.tune()
     model = model.to(device.device()).train()
     objectives = feeds.objectives(work, model, task, tokenizer, along(world.group(*ROWS)))
+    supply = feeds.feeds(work, task, objectives, store, examples, tokenizer, spend.length, logits)
+    one = feeds.mixed(work, model, objectives, balance) if mixed else None
+    objectives = objectives if one is None else {MIXED: (one, 1.0)}
     compiler.fuse(compile and not work.smoke)
     flops = model.flops_per_token(spend.length)
     layout = spread(model, world, parallel, compile=compile and not work.smoke, dtype=dtype)
@@ -207,7 +214,7 @@ def run(
         model=model,
         engine=Engine(model, objectives, dtype, layout) if balance is None else Balanced(model, objectives, dtype, balance, layout),
         optimizers=optimizer,
-        source=Source(feeds.feeds(work, task, objectives, store, examples, tokenizer, spend.length), spend.micro_batch, world.index(*ROWS), world.count(*ROWS)),
+        source=Source(supply, spend.micro_batch, world.index(*ROWS), world.count(*ROWS), None if one is None else one.join),
         guard=guard(),
         checkpoints=Checkpointer(work.out / "checkpoints", identity=identity, note=work.note, keep_last=keep),
         metrics=Metrics(work.out, silent=not world.first),
@@ -249,7 +256,9 @@ def _check_per_layer(run: Run) -> None:
         problem = f"a batch of {run.global_rows} rows is taken in parts of {run.micro_batch}", "micro_batch", "micro_batch as large as batch"
     if problem:
         text, key, mend = problem
-        raise RecipeError(f"{text}, and with per_layer each parameter moves before the rest of the gradient is there", key=f"{run.work.name}.{key}", mend=mend)
+        raise RecipeError(
+            f"{text}, and with per_layer each parameter moves before the rest of the gradient is there", key=f"{run.work.name}.{key}", mend=mend
+        )
 
 
 def finish(done: Run) -> None:

@@ -10,15 +10,18 @@ from bessemer.core import rng
 from bessemer.core.batch import Batch
 from bessemer.core.collectives import Along
 from bessemer.core.errors import RecipeError, neighbours
+from bessemer.core.registry import Choice
 from bessemer.core.work import Work
 from bessemer.data.example_loader import ExampleLoader
 from bessemer.data.example_store import Examples
 from bessemer.data.loader import Loader
+from bessemer.data.sparse_logits import SparseLogits
 from bessemer.data.tokenizer import Tokenizer
 from bessemer.data.tokens import Tokens
 from bessemer.models.attach import attach
 from bessemer.objectives._examples import FromExamples
 from bessemer.objectives._objective import Objective
+from bessemer.train.mixed import Mixed, trunk_streams
 from bessemer.train.source import Feed
 from bessemer.train.task import Task
 
@@ -45,7 +48,7 @@ def objectives(work: Work, model: Any, tasks: list[Task], tokenizer: Tokenizer, 
             mend = 'say how they enter: adapter = { name = "patches", size = 8 }'
             raise RecipeError(f"{task.objective.name} learns from examples, and the task has no adapter", key=f"{where}.adapter", mend=mend)
         made: Objective = attach(model, task.name, task.objective, task.adapter, work.seed)
-        if made.unit % ranks.size:
+        if made.unit > 1 and made.unit % ranks.size:
             problem = f"its groups of {made.unit} rows can't be shared by {ranks.size} ranks"
             raise RecipeError(problem, key=f"{where}.objective", mend=f"make them a multiple of {ranks.size}")
         made.ranks = ranks
@@ -64,8 +67,12 @@ def feeds(
     examples: list[Examples],
     tokenizer: Tokenizer,
     length: int,
+    logits: SparseLogits | None = None,
 ) -> dict[str, Feed]:
     """Task name -> where its rows come from.
+
+    Args:
+        logits: a teacher's, for the objectives that learn from them.
 
     Raises:
         BessemerError: a task's data is missing, or doesn't have what its objective reads.
@@ -77,10 +84,22 @@ def feeds(
         if isinstance(objective, FromExamples):
             loader: Any = _examples(task, objective, _named(task, examples, where), tokenizer, length, work.seed, where)
         else:
-            loader = _text(task, store, length, work.seed)
+            loader = _text(task, store, tokenizer, length, work.seed, logits if objective.stored else None)
         prepare: Callable[[Batch], Batch] = partial(_prepared, objective, rng.key(work.seed, "prepare", task.name))
         found[task.name] = Feed(loader, task.share, objective.unit, task.start, task.stop, prepare)
     return found
+
+
+def mixed(work: Work, model: Any, made: Mapping[str, tuple[Objective, float]], balance: Choice | None) -> Mixed:
+    """The objectives as one, for micro-batches of several tasks.
+
+    Raises:
+        RecipeError: the tasks' gradients are to be balanced, which needs them apart.
+    """
+    if balance is not None:
+        problem = f"{balance.name} needs each task's own gradient, and mixed micro-batches give only their sum"
+        raise RecipeError(problem, key=f"{work.name}.mixed", mend="mixed = false")
+    return Mixed(made, trunk_streams([adapter.stream for adapter in model.adapters.values()]))
 
 
 def _prepared(objective: Objective, seed: int, batch: Batch) -> Batch:
@@ -92,9 +111,10 @@ def _class_of(task: Task) -> type:
     return target if isinstance(target, type) else type(target)
 
 
-def _text(task: Task, store: Tokens, length: int, seed: int) -> Loader:
+def _text(task: Task, store: Tokens, tokenizer: Tokenizer, length: int, seed: int, logits: SparseLogits | None) -> Loader:
     only = None if task.domains == "auto" else task.domains
-    return Loader(store, length=length, pack=task.pack, mix=task.mix, seed=seed, only=only, task=task.name)
+    prefixes = task.condition(tokenizer, store, seed) if task.condition else None
+    return Loader(store, length=length, pack=task.pack, mix=task.mix, seed=seed, only=only, task=task.name, prefixes=prefixes, logits=logits)
 
 
 def _examples(task: Task, objective: FromExamples, store: Examples, tokenizer: Tokenizer, length: int, seed: int, where: str) -> ExampleLoader:

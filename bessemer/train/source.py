@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from bessemer.core.batch import Batch
@@ -53,18 +54,24 @@ class Source:
         feeds: task name -> its supply.
         micro_batch: the most rows of one micro-batch; a task whose unit is larger gets micro-batches of one unit.
         rank, ranks: which block of every micro-batch this process reads.
+        join: makes one micro-batch of several tasks' rows; None: each micro-batch is of one task.
     """
 
-    def __init__(self, feeds: Mapping[str, Feed], micro_batch: int, rank: int = 0, ranks: int = 1) -> None:
-        self.feeds, self.micro_batch, self.rank, self.ranks = dict(feeds), micro_batch, rank, ranks
+    def __init__(
+        self, feeds: Mapping[str, Feed], micro_batch: int, rank: int = 0, ranks: int = 1, join: Callable[[list[Batch]], Batch] | None = None
+    ) -> None:
+        self.feeds, self.micro_batch, self.rank, self.ranks, self.join = dict(feeds), micro_batch, rank, ranks, join
         self.ready = {task: Prefetch(feed) for task, feed in self.feeds.items()}
         self.taken = dict.fromkeys(self.feeds, 0)
         self.owed = dict.fromkeys(self.feeds, 0.0)
 
     def next(self, progress: Progress, rows: int) -> list[Batch]:
         """The micro-batches of the next `rows` rows; some fewer where they don't divide into whole units."""
+        allotted = self._allot(progress, rows)
+        if self.join is not None:
+            return self._joined(allotted, max(1, -(-rows // self.micro_batch)), self.join)
         batches: list[Batch] = []
-        for task, count in self._allot(progress, rows).items():
+        for task, count in allotted.items():
             first, unit = self.taken[task], self.feeds[task].unit
             size = max(unit, self.micro_batch // unit * unit)
             for at in range(first, first + count, size):
@@ -73,16 +80,38 @@ class Source:
             self.taken[task] += count
         return batches
 
-    def follow(self, progress: Progress, measure: Callable[[str], Mapping[str, float]]) -> None:
+    def _joined(self, allotted: dict[str, int], parts: int, join: Callable[[list[Batch]], Batch]) -> list[Batch]:
+        """Micro-batches that each hold their part of every task's rows, in whole units."""
+        batches = []
+        for number in range(parts):
+            members = []
+            for task, count in allotted.items():
+                unit = self.feeds[task].unit
+                start, stop = (count // unit * edge // parts * unit for edge in (number, number + 1))
+                if stop > start:
+                    members.append(self.ready[task].batch(self.taken[task] + start, stop - start, rank=self.rank, ranks=self.ranks))
+            if members:
+                batches.append(join(members))
+        for task, count in allotted.items():
+            self.taken[task] += count
+        return batches
+
+    def follow(self, progress: Progress, measure: Callable[[str], Mapping[str, float]]) -> list[str]:
         """Lets loaders whose order depends on the run look at where it stands, before the next step.
 
         Args:
             measure: a task's held-out nats per token by group, under the model as it is.
+
+        Returns:
+            the tasks whose coming rows are others than before.
         """
+        changed = []
         for task, feed in self.feeds.items():
             look = getattr(feed.loader, "follow", None)
             if look is not None and feed.on(progress):
-                self.ready[task].change(lambda task=task, look=look: look(progress, self.taken[task], lambda: measure(task)))
+                act = partial(look, progress, self.taken[task], partial(measure, task))
+                changed += [task] if self.ready[task].change(act) else []
+        return changed
 
     def state(self) -> dict[str, Any]:
         """What each task got and is owed, and what the loaders remember, as JSON can hold it."""

@@ -9,6 +9,7 @@ from bessemer.core.mesh import Mesh, World
 from bessemer.core.registry import Auto, Choice, Kind
 from bessemer.core.work import Work
 from bessemer.data.example_store import Examples
+from bessemer.data.sparse_logits import SparseLogits
 from bessemer.data.tokenizer import Tokenizer
 from bessemer.data.tokens import Tokens
 from bessemer.models.package import Model
@@ -25,11 +26,13 @@ def train(
     tokenizer: Tokenizer,
     start: Model | None = None,
     examples: list[Examples] = [],
+    logits: SparseLogits | None = None,
     *,
     model: Annotated[Choice, Kind("models/families")] = {"name": "decoder", "depth": 4},  # type: ignore[assignment]
     adapt: Annotated[Choice, Kind("models/reparameterize")] | None = None,
     task: list[Task] = [Task()],
     balance: Annotated[Choice, Kind("train/balance")] | None = None,
+    mixed: bool = False,
     optim: list[Annotated[Choice, Kind("optim", role=str, match=str, dims=int)]] = [{"role": "matrix", "name": "muon"}, {"name": "adamw"}],  # type: ignore[list-item]
     around: list[Annotated[Choice, Kind("optim/around", role=str, match=str, dims=int)]] = [],
     per_layer: bool = False,
@@ -56,6 +59,7 @@ def train(
         adapt: what the weights of linear layers are made of while they train (`lora`, `sltrain`, ...); None: themselves, or as the
             earlier model's were. An earlier model's own are merged before new ones are put in place; `bessemer export` merges them too.
         task: what is learned, from which domains or examples, with which objective and weight.
+        mixed: put rows of all tasks into each micro-batch, for one pass of the trunk; false: each is of one task.
         balance: what the tasks' gradients become one by; None: their sum, each times its task's weight.
         optim: which optimizer takes which parameters; the first entry whose role, match or dims fit.
         around: what acts around the updates: averages of the weights, layers that take turns, gradients of other kinds.
@@ -82,7 +86,7 @@ def train(
     meter = Meter()
     dtype = build.number_format(precision, f"{work.name}.precision")
     run = build.run(
-        work, store, tokenizer, new, spend, world=World(Mesh.of(mesh)), parallel=parallel, task=task, examples=examples, balance=balance, optim=optim, around=around, per_layer=per_layer, schedule=schedule, clip=clip, guard=guard, dtype=dtype,
+        work, store, tokenizer, new, spend, world=World(Mesh.of(mesh)), parallel=parallel, task=task, examples=examples, logits=logits, balance=balance, mixed=mixed, optim=optim, around=around, per_layer=per_layer, schedule=schedule, clip=clip, guard=guard, dtype=dtype,
         compile=device.can_compile() if compile == "auto" else compile, keep=keep, hooks=hooks, energy=lambda: spent(meter),
     )  # fmt: skip
     loop(run)
