@@ -67,18 +67,12 @@ class ExampleLoader:
             "example": torch.from_numpy(number),
         }
         if self.words:
-            streams["caption"] = self.captions(number)
+            texts = [self.store.texts[each] for each in number.ravel()]
+            streams["caption"] = encoded(self.tokenizer, texts, self.words).view(*number.shape, self.words)
             streams["begin"] = torch.full((len(sample),), self.tokenizer.begin)
         tokens = torch.full((len(sample), self.length), self.tokenizer.pad)
         samples = torch.from_numpy(sample)
         return Batch(tokens, torch.zeros_like(tokens), torch.zeros_like(tokens), streams=streams, samples=samples, task=self.task)
-
-    def captions(self, number: Array) -> torch.Tensor:
-        """int64 [*number.shape, words]: the captions' tokens and the end token, -1 after it."""
-        found = np.full((number.size, self.words), -1, dtype=np.int64)
-        for place, ids in enumerate(encoded(self.tokenizer, [self.store.texts[each] for each in number.ravel()], self.words)):
-            found[place, : len(ids)] = ids
-        return torch.from_numpy(found.reshape(*number.shape, self.words))
 
     def _places(self, draw: Array) -> Array:
         epoch, place = np.divmod(draw, len(self.found))
@@ -89,6 +83,10 @@ class ExampleLoader:
         return found
 
 
-def encoded(tokenizer: Tokenizer, texts: list[str], words: int) -> list[list[int]]:
-    """Each caption's tokens and the end token, at most `words` of them."""
-    return [[*list(tokenizer.encode(text))[: words - 1], tokenizer.end] for text in texts]
+def encoded(tokenizer: Tokenizer, texts: list[str], words: int) -> torch.Tensor:
+    """Each caption's tokens and the end token, cut to `words` of them: int64 [captions, words], -1 after the end."""
+    found = np.full((len(texts), words), -1, dtype=np.int64)
+    for place, text in enumerate(texts):
+        ids = [*list(tokenizer.encode(text))[: words - 1], tokenizer.end]
+        found[place, : len(ids)] = ids
+    return torch.from_numpy(found)

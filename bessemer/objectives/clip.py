@@ -70,6 +70,15 @@ class CLIP(FromExamples):
         caption = self.parts["caption"](pooled(states[:, :, count:], valid[:, :, count:]))
         return F.normalize(picture.float(), dim=-1), F.normalize(caption.float(), dim=-1)
 
+    def sides(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """What evaluations keep of a batch's pictures and captions: tensors with one entry for each example."""
+        picture, caption = self.embed(outputs, batch)
+        return {"picture": picture.flatten(0, 1), "caption": caption.flatten(0, 1)}
+
+    def compare(self, pictures: dict[str, Tensor], captions: dict[str, Tensor]) -> Tensor:
+        """float32 [pictures, captions]: how alike they are, from what `sides` gave."""
+        return pictures["picture"] @ captions["caption"].T
+
     def __call__(self, outputs: Outputs, batch: Batch) -> Terms:
         terms = Terms()
         pictures, captions = self.embed(outputs, batch)

@@ -31,6 +31,14 @@ class FILIP(CLIP):
         words = self.parts["caption"](states[:, :, self.adapter.pieces :])
         return F.normalize(patches.float(), dim=-1), F.normalize(words.float(), dim=-1), valid
 
+    def sides(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        patches, words, valid = self.embed_each(outputs, batch)
+        return {"patches": patches.flatten(0, 1), "words": words.flatten(0, 1), "valid": valid.flatten(0, 1)}
+
+    def compare(self, pictures: dict[str, Tensor], captions: dict[str, Tensor]) -> Tensor:
+        first = likeness_of_pictures(pictures["patches"], captions["words"], captions["valid"])
+        return (first + likeness_of_captions(captions["words"], captions["valid"], pictures["patches"]).T) / 2
+
     def __call__(self, outputs: Outputs, batch: Batch) -> Terms:
         terms = Terms()
         patches, words, valid = self.embed_each(outputs, batch)

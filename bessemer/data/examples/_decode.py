@@ -28,13 +28,13 @@ def decode(content: bytes) -> Array:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as picture:
-                if picture.width * picture.height > MOST_PIXELS:
-                    raise Undecodable(f"is too large: {picture.width} x {picture.height} pixels")
-                if picture.mode in ("RGBA", "LA", "P", "PA"):
-                    picture = picture.convert("RGBA")
-                    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-                return np.array(picture.convert("RGB"), dtype=np.uint8)
+            with Image.open(io.BytesIO(content)) as opened:
+                if opened.width * opened.height > MOST_PIXELS:
+                    raise Undecodable(f"is too large: {opened.width} x {opened.height} pixels")
+                if opened.mode not in ("RGBA", "LA", "P", "PA"):
+                    return np.array(opened.convert("RGB"), dtype=np.uint8)
+                clear = opened.convert("RGBA")
+                return np.array(Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB"), dtype=np.uint8)
     except Undecodable:
         raise
     except Exception as error:  # its decoders raise whatever they stumble over

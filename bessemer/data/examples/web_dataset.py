@@ -49,7 +49,8 @@ def _expanded(files: list[str]) -> list[Path]:
 
 def _samples(file: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Each sample's name and its members by ending; members of a sample stand next to each other."""
-    name, members = "", {}
+    name = ""
+    members: dict[str, bytes] = {}
     try:
         with tarfile.open(file, "r|*") as archive:
             for member in archive:

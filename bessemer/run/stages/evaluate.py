@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from bessemer.core import device, files
 from bessemer.core.registry import Choice, Kind, as_plain
 from bessemer.core.work import Work
+from bessemer.data.example_store import Examples
 from bessemer.data.tokenizer import Tokenizer
 from bessemer.data.tokens import Tokens
 from bessemer.evaluate.evaluation import FILE, Evaluation, measure
@@ -19,6 +20,7 @@ def evaluate(
     model: Model,
     tokenizer: Tokenizer,
     tokens: Tokens | None = None,
+    examples: list[Examples] = [],
     *,
     tasks: list[Annotated[Choice, Kind("evaluate/tasks", label=str)]] = [{"name": "bits_per_byte", "limit": "all"}],  # type: ignore[list-item]
     precision: Literal["float32", "auto"] = "float32",
@@ -37,7 +39,7 @@ def evaluate(
     built = model.build(device.compute_dtype() if precision == "auto" else None).to(device.device())
     if precision == "float32":
         built = built.float()
-    subject = Subject(built, tokenizer, tokens, work.seed, work.smoke, work.progress)
+    subject = Subject(built, tokenizer, tokens, work.seed, work.smoke, work.progress, examples)
     found = measure(subject, tasks)
     about: dict[str, Any] = {"model": model.hash, "tokenizer": tokenizer.fingerprint, "tasks": as_plain(tasks)}
     files.write_json(work.out / FILE, about | {"figures": {name: {k: v.plain() for k, v in each.items()} for name, each in found.items()}})

@@ -1,0 +1,84 @@
+"""Whether tasks pull the same way."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from bessemer.core import device
+from bessemer.core.errors import RecipeError
+from bessemer.train.balance._gradient import Gradient, shared
+from bessemer.train.balanced import gradients
+from bessemer.train.engine import Engine
+
+if TYPE_CHECKING:
+    from bessemer.train.loop import Report
+    from bessemer.train.run import Run
+
+
+class Conflict:
+    """Writes the cosines between the tasks' gradients on the weights they share, their lengths and each task's share of compute.
+
+    Each time it takes every task's gradient of the step's batches once more, so it costs about a step.
+
+    Args:
+        times: how often over the whole run.
+
+    Raises:
+        RecipeError: micro-batches are mixed or gradients lie on several ranks.
+    """
+
+    def __init__(self, run: Run, *, times: int = 5) -> None:
+        if not run.world.alone or "mixed" in run.engine.objectives:
+            problem = "each task's own gradient is wanted, on one process and with micro-batches of one task each"
+            raise RecipeError(problem, key="hooks.conflict", mend="leave the hook out, or set mixed = false")
+        self.run, self.times = run, 1 if run.work.smoke else times
+
+    def due(self, report: Report) -> bool:
+        now = report.progress.fraction
+        return report.progress.done or int(now * self.times + 1e-9) > int((now - report.progress.stride) * self.times + 1e-9)
+
+    def __call__(self, report: Report) -> None:
+        spans: list[float] = []
+
+        def timed(batches: Any) -> Any:
+            start = time.perf_counter()
+            result = Engine.forward_backward(self.run.engine, batches)
+            device.synchronise()
+            spans.append(time.perf_counter() - start)
+            return result
+
+        found, _ = gradients(timed, self.run.model, report.batches)
+        self.run.optimizers.zero_grad()
+        names = shared(found)
+        tasks = [each.task for each in found]
+        line: dict[str, Any] = {
+            "cosine": {a.task: {b.task: round(cosine(a, b, names), 4) for b in found} for a in found},
+            "gradient_norm": {each.task: each.norm() for each in found},
+            "compute": {task: round(span / sum(spans), 4) for task, span in zip(tasks, spans, strict=True)},
+        }
+        self.run.metrics.write({"step": report.progress.step, "conflict": line, "time": {"conflict": sum(spans)}})
+        if len(tasks) > 1:
+            self.run.work.note(table(line["cosine"]))
+
+    def close(self) -> None:
+        return
+
+
+def cosine(a: Gradient, b: Gradient, names: set[str]) -> float:
+    """The cosine of two gradients on the parameters named."""
+
+    def only(each: Gradient) -> Gradient:
+        return Gradient(each.task, each.loss, [p if n in names else None for n, p in zip(each.names, each.parts, strict=True)], each.names)
+
+    first, second = only(a), only(b)
+    return first.dot(second) / max(first.norm() * second.norm(), 1e-30)
+
+
+def table(cosines: dict[str, dict[str, float]]) -> str:
+    """The matrix of cosines, for people."""
+    names = list(cosines)
+    wide = max(7, *(len(name) for name in names))
+    head = " " * wide + "".join(f" {name:>{wide}}" for name in names)
+    rows = [f"{a:>{wide}}" + "".join(f" {cosines[a][b]:{wide}.2f}" for b in names) for a in names]
+    return "\n".join(["gradient cosines between tasks", head, *rows])
