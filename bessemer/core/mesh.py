@@ -111,6 +111,10 @@ class Mesh:
         same = [other for other in range(self.ranks) if all(self.coordinates(other, view)[a] == here[a] for a in view if a not in axes)]
         return sorted(same, key=lambda other: self.index(other, *axes))
 
+    def plain(self) -> dict[str, int]:
+        """The sizes by axis, as JSON and TOML can hold them."""
+        return asdict(self)
+
     def describe(self) -> str:
         """The axes longer than 1, for people: "data 2 x tensor 4"."""
         return " x ".join(f"{name} {count}" for name, count in asdict(self).items() if count > 1) or "one process"

@@ -2,15 +2,17 @@
 
 torch's DTensor says how a tensor is cut along the axes of a mesh. One thing it can't say: a weight that stacks several matrices
 (query, key, value) is cut along `tensor` part by part, so a rank's rows are no neighbours in the whole. Functions here take the parts' row
-counts where that matters; `full_tensor` alone would return such a weight with its rows in the order of the ranks.
+counts where that matters; DTensor's own `full_tensor` would return such a weight with its rows in the order of the ranks.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -67,26 +69,32 @@ def whole(value: Tensor, parts: Sequence[int] = ()) -> Tensor:
     """
     if not isinstance(value, DTensor):
         return value
-    found = value.full_tensor()
-    return found if len(parts) < 2 else found[order(parts, tensor_ranks(value)).to(found.device)]
+    mesh, here = value.device_mesh, value.device_mesh.get_coordinate()
+    assert here is not None
+    gathered = {tuple(here): local(value).reshape(-1)}
+    for axis in range(mesh.ndim):
+        if not value.placements[axis].is_replicate():
+            gathered = _gathered(value, gathered, axis, parts)
+    found = local(value).new_empty(value.shape)
+    for at, piece in gathered.items():
+        held = place(value, at, parts)
+        found[grid(held)] = piece.view([len(index) for index in held])
+    return found
 
 
-def order(parts: Sequence[int], count: int) -> Tensor:
-    """Where each row of the stacked whole stands when `count` ranks' pieces follow each other: int64 [rows]."""
-    stands = torch.empty(sum(parts), dtype=torch.int64)
-    at = 0
-    for index in range(count):
-        for start, stop in rows_of(parts, index, count):
-            stands[start:stop] = torch.arange(at, at + stop - start)
-            at += stop - start
-    return stands
-
-
-def tensor_ranks(value: DTensor) -> int:
-    """Into how many pieces the mesh axis `tensor` cuts dimension 0."""
-    names = value.device_mesh.mesh_dim_names or ()
-    at = names.index(TENSOR) if TENSOR in names else None
-    return value.device_mesh.size(at) if at is not None and value.placements[at].is_shard(0) else 1
+def _gathered(value: DTensor, held: dict[tuple[int, ...], Tensor], axis: int, parts: Sequence[int]) -> dict[tuple[int, ...], Tensor]:
+    """The pieces that all ranks along one axis of the mesh hold, by coordinate."""
+    count = value.device_mesh.size(axis)
+    keys = [[(*at[:axis], index, *at[axis + 1 :]) for at in sorted(held)] for index in range(count)]
+    sizes = [[math.prod(len(index) for index in place(value, at, parts)) for at in row] for row in keys]
+    most = max(map(sum, sizes))
+    mine = torch.cat([held[at] for at in sorted(held)])
+    flat = mine.new_empty(count * most)
+    dist.all_gather_into_tensor(flat, torch.nn.functional.pad(mine, (0, most - len(mine))), group=value.device_mesh.get_group(axis))
+    found: dict[tuple[int, ...], Tensor] = {}
+    for row, cuts, part in zip(keys, sizes, flat.split(most) if most else [flat] * count, strict=True):
+        found |= dict(zip(row, part[: sum(cuts)].split(cuts), strict=True))
+    return found
 
 
 def coordinates(mesh: DeviceMesh) -> list[tuple[int, ...]]:
@@ -113,3 +121,8 @@ def place(value: DTensor, coordinate: Sequence[int], parts: Sequence[int] = ()) 
             size = -(-len(held[dim]) // count)
             held[dim] = held[dim][index * size : (index + 1) * size]
     return held
+
+
+def grid(held: list[Tensor]) -> tuple[Tensor, ...]:
+    """Indices that pick these places along every dimension at once."""
+    return tuple(index.view([-1 if d == n else 1 for d in range(len(held))]) for n, index in enumerate(held))

@@ -14,8 +14,8 @@ import pydantic
 from bessemer.core.artifact import digest
 from bessemer.core.registry import Choice
 
-HOW = {"engine", "processes"}
-"""Options that say how work is done, not what comes of it."""
+HOW = {"engine", "processes", "mesh", "parallel"}
+"""Options that say how work is done, not what comes of it: a run begun on one mesh is continued on another."""
 
 PATH_OPTIONS = {"path", "paths", "file", "files", "folder", "folders", "root"}
 

@@ -22,7 +22,8 @@ from bessemer.core.errors import ArtifactError, BessemerError
 from bessemer.core.recipe import Recipe, Stage
 from bessemer.core.work import Stopped, Work
 from bessemer.run import folder as places
-from bessemer.run import keys, observe, toml, wiring
+from bessemer.run import keys, launch, observe, toml, wiring
+from bessemer.run import order as orders
 from bessemer.run.energy import Meter
 
 RECIPE, AGAIN = "recipe.json", "recipe.toml"
@@ -176,7 +177,10 @@ class Room:
     def _call(self, step: wiring.Step, work: Work, given: list[Any]) -> None:
         """Does the work; what a stage finds wrong with its options is told with the recipe's file and the stage's name."""
         try:
-            step.stage.choice(work, *given)
+            if orders.ranks_of(step.stage.choice) > 1:
+                launch.stage(step.stage.choice, work, given)
+            else:
+                step.stage.choice(work, *given)
         except BessemerError as error:
             if error.file is not None or error.key is None:
                 raise

@@ -19,6 +19,8 @@ class Mlflow:
         uri: the tracking server or folder; None for MLflow's own default.
     """
 
+    listens = True  # to figures that are written: only on the rank that writes them
+
     def __init__(self, run: Run, *, experiment: str = "bessemer", uri: str | None = None) -> None:
         try:
             from mlflow import MlflowClient

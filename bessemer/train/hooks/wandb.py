@@ -19,6 +19,8 @@ class Wandb:
         mode: `offline` keeps it in the run's folder, to be sent with `wandb sync`.
     """
 
+    listens = True  # to figures that are written: only on the rank that writes them
+
     def __init__(self, run: Run, *, project: str = "bessemer", mode: Literal["online", "offline"] = "online") -> None:
         try:
             import wandb
