@@ -267,6 +267,7 @@ def finish(done: Run) -> None:
         whole = dict(done.engine.layout.whole())
         if done.world.first:
             save_model(done.model, done.work.out, tokenizer=done.tokenizer, whole=whole)
+        done.world.barrier()  # whoever opens the model finds it
     progress = done.progress
     if progress.step == 0:
         raise BessemerError("no step was taken", key=done.work.name)
