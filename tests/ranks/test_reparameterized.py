@@ -1,0 +1,74 @@
+"""Reparameterized layers on a mesh: the same as one process, or refused in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from bessemer.core.errors import RecipeError
+from bessemer.core.mesh import Mesh, World
+from bessemer.core.progress import Progress
+from bessemer.core.registry import choose
+from bessemer.models.families.decoder import Decoder
+from bessemer.models.reparameterized import KIND, reparameterize
+from bessemer.models.transfer import parameter_roles
+from bessemer.parallel.order import Parallel, spread
+from bessemer.train import optimizers
+from bessemer.train.engine import Engine
+from tests.ranks.layouts import ADAMW, MODEL, STEPS, VOCABULARY, batches, share
+
+CASES: list[tuple[dict[str, int], str, dict[str, Any]]] = [
+    ({"data": 2}, "full", {"name": "lora", "rank": 4}),
+    ({"data": 2}, "full", {"name": "sltrain", "rank": 4}),
+    ({"data": 2}, "grad", {"name": "dora", "rank": 4}),
+    ({"data": 2}, "none", {"name": "relora", "rank": 4, "every": 2}),
+    ({"data": 2}, "none", {"name": "switch_lora", "rank": 4, "interval": 2.0, "hold": 2}),
+    ({"replica": 2}, "none", {"name": "sparse_spectral", "rank": 4, "every": 2}),
+    ({"replica": 2}, "none", {"name": "refactorize", "rank": 4, "every": 2}),
+]
+
+
+def train(mesh: dict[str, int], shard: str, adapt: dict[str, Any]) -> dict[str, Any]:
+    """Four steps on this rank; losses, gradient norms and whole weights."""
+    world = World(Mesh(**mesh))
+    model = reparameterize(Decoder(VOCABULARY, 3, **MODEL), choose(KIND, adapt), 1)
+    layout = spread(model, world, Parallel(shard=shard))
+    moving = optimizers.build(model, [choose("optim", each, optimizers.TAGS) for each in ADAMW], parameter_roles(model))
+    engine = Engine(model, {"text": (choose("objectives", "next_token")(), 1.0)}, torch.float32, layout)
+    figures = []
+    for step in range(4):
+        rows = batches(STEPS[step % len(STEPS)], step)
+        result = engine.forward_backward([share(b, world.index("replica", "data"), world.count("replica", "data")) for b in rows])
+        figures += [result.loss, engine.clip(0.5)]
+        moving.step()
+        for module in model.modules():
+            if hasattr(module, "after_step"):
+                module.after_step(Progress(step=step, steps=4), moving, result.counts)
+        moving.zero_grad()
+    return {"figures": figures, "weights": {name: value.clone() for name, value in layout.whole()} | dict(model.named_buffers())}
+
+
+def refused(mesh: dict[str, int], adapt: dict[str, Any]) -> str:
+    try:
+        spread(reparameterize(Decoder(VOCABULARY, 3, **MODEL), choose(KIND, adapt), 1), World(Mesh(**mesh)), Parallel())
+    except RecipeError as error:
+        return str(error)
+    return "not refused"
+
+
+@pytest.mark.parametrize(("mesh", "shard", "adapt"), CASES, ids=str)
+def test_trains_as_one_process_does(ranks, mesh, shard, adapt):
+    got, alone = ranks(train, mesh, shard, adapt, count=2)[0], train({}, "none", adapt)
+    assert got["figures"][:4] == pytest.approx(alone["figures"][:4], rel=1e-5)
+    assert got["figures"] == pytest.approx(alone["figures"], rel=1e-3)  # factors that begin at zero make much of a rounding error
+    assert got["weights"].keys() == alone["weights"].keys()
+    for name, value in alone["weights"].items():
+        apart = (got["weights"][name] - value).double().norm() / value.double().norm().clamp(min=1e-12)
+        assert apart <= 1e-3, f"{name}: {apart:.1e}"
+
+
+def test_what_a_mesh_would_break_is_refused(ranks):
+    assert "along the tensor axis" in ranks(refused, {"tensor": 2}, {"name": "lora", "rank": 4}, count=2)[0]
+    assert "change between steps" in ranks(refused, {"data": 2}, {"name": "relora", "rank": 4}, count=2)[0]
