@@ -19,6 +19,8 @@ class Progress:
         patience: seconds the run may take; 0 if another budget ends it.
         skipped: steps the guard did not let through.
         rollbacks: times the guard went back to a checkpoint.
+        batch: tokens of a full global batch.
+        noise_scale: the gradient noise scale in tokens, 0 while unmeasured.
     """
 
     step: int = 0
@@ -30,6 +32,8 @@ class Progress:
     patience: float = 0.0
     skipped: int = 0
     rollbacks: int = 0
+    batch: int = 0
+    noise_scale: float = 0.0
 
     @property
     def fraction(self) -> float:

@@ -31,12 +31,14 @@ class Rule(torch.optim.Optimizer):
 
     Attributes:
         transfer: how the best learning rate moves with width and depth (models/transfer.py).
+        apart: whether parameters may be updated one at a time, as inside the backward pass.
         elementwise: whether a parameter's parts may be updated apart, so that a sharded one needs no communication.
         states: how elementwise state is held.
         products: what float32 matrices are multiplied in.
     """
 
-    transfer: ClassVar[Literal["adam", "orthogonal"]] = "adam"
+    transfer: ClassVar[Literal["adam", "orthogonal", "relative"]] = "adam"
+    apart: ClassVar[bool] = True
     elementwise: ClassVar[bool] = True
     products: Products = "float32"
 

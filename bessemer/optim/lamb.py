@@ -25,7 +25,7 @@ class Lamb(Rule):
         states: how the two moments are held.
     """
 
-    transfer = "orthogonal"
+    transfer = "relative"
     elementwise = False
 
     def __init__(

@@ -24,7 +24,7 @@ class Lars(Rule):
         states: how the momentum is held.
     """
 
-    transfer = "orthogonal"
+    transfer = "relative"
     elementwise = False
 
     def __init__(

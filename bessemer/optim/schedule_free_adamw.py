@@ -28,6 +28,8 @@ class ScheduleFreeAdamW(Rule):
         states: how the second moment is held; z is always full.
     """
 
+    apart = False
+
     def __init__(
         self,
         params: Any,

@@ -27,6 +27,8 @@ class SgdSai(Rule):
         states: how the momentum is held.
     """
 
+    apart = False
+
     def __init__(
         self,
         params: Any,

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
 from bessemer.core.errors import RecipeError, TrainingError
+from bessemer.core.progress import Progress
 from bessemer.core.registry import Choice
 from bessemer.models.transfer import parameter_scales, stacked_parts
+from bessemer.optim._probe import Probe
+from bessemer.optim.around._around import Around
 
 TAGS: dict[str, Any] = {"role": str, "match": str, "dims": int}
 """What may stand beside an optimizer's options: the role of the parameters it takes (`matrix`, `embedding`, `head`,
@@ -20,13 +26,21 @@ TAGS: dict[str, Any] = {"role": str, "match": str, "dims": int}
 class Optimizers:
     """Several torch optimizers stepping as one, each over its own parameters, with state keyed by parameter names."""
 
-    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
-        self.optimizers = optimizers
+    def __init__(self, optimizers: list[torch.optim.Optimizer], around: Sequence[Around] = ()) -> None:
+        self.moving, self.around = optimizers, list(around)
         self.factor = 1.0
+        self.released = 0.0
+        for method in self.around:
+            method.beside(self.moving)
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """All that hold state: those that move parameters, and the methods around them."""
+        return [*self.moving, *self.around]
 
     @property
     def groups(self) -> Iterable[dict[str, Any]]:
-        for optimizer in self.optimizers:
+        for optimizer in self.moving:
             yield from optimizer.param_groups
 
     def set_factor(self, factor: float) -> None:
@@ -35,9 +49,65 @@ class Optimizers:
         for group in self.groups:
             group["lr"] = group["base_lr"] * factor
 
+    def begin(self, progress: Progress) -> None:
+        """Before a step's forward pass: what trains may change."""
+        self.released = 0.0
+        for method in self.around:
+            method.begin(progress)
+
+    def prepare(self, probe: Probe) -> None:
+        """After the backward pass, before the gradient is measured, clipped and judged: methods may ask for more, and change it."""
+        for method in self.around:
+            method.prepare(probe)
+        for optimizer in self.moving:
+            if hasattr(optimizer, "prepare"):
+                optimizer.prepare(probe)
+
     def step(self) -> None:
         for optimizer in self.optimizers:
             optimizer.step()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The weights inside are those to measure and to keep: the average, where a method makes one."""
+        with ExitStack() as stack:
+            for optimizer in self.optimizers:
+                if hasattr(optimizer, "averaged"):
+                    stack.enter_context(optimizer.averaged())
+            yield
+
+    def update_in_backward(self, before: Callable[[], None]) -> None:
+        """From now on each parameter moves as soon as the backward pass has its gradient, which is then dropped: it is never held whole.
+
+        A gradient that is not finite is dropped without an update.
+
+        Args:
+            before: called before each update.
+
+        Raises:
+            RecipeError: a method here needs more than one parameter's gradient at a time.
+        """
+        for method in self.optimizers:
+            whole = method.needs_gradients if isinstance(method, Around) else hasattr(method, "prepare") or not getattr(method, "apart", True)
+            if whole:
+                raise RecipeError(
+                    f"{type(method).__name__} needs the whole gradient, and in the backward pass there is one parameter's at a time",
+                    key="per_layer",
+                    mend="per_layer = false, or another optimizer",
+                )
+        for optimizer in self.moving:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.register_post_accumulate_grad_hook(partial(self._release, optimizer, before))
+
+    def _release(self, optimizer: torch.optim.Optimizer, before: Callable[[], None], parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        norm = float(parameter.grad.norm())
+        self.released = math.hypot(self.released, norm)
+        if math.isfinite(norm):
+            before()
+            optimizer.step()
+        parameter.grad = None
 
     def zero_grad(self) -> None:
         for optimizer in self.optimizers:
@@ -45,7 +115,7 @@ class Optimizers:
 
     def forget(self, parameter: torch.Tensor) -> None:
         """Drops all state of a parameter, which then moves as if training had just begun."""
-        for optimizer in self.optimizers:
+        for optimizer in self.moving:
             optimizer.state.pop(parameter, None)
 
     def entries(self, parameter: torch.Tensor) -> list[torch.Tensor]:
@@ -54,7 +124,7 @@ class Optimizers:
         Raises:
             TrainingError: there is state of another shape, so that a part of the parameter has no state of its own.
         """
-        states = [(o, value) for o in self.optimizers if parameter in o.state for value in o.state[parameter].values()]
+        states = [(o, value) for o in self.moving if parameter in o.state for value in o.state[parameter].values()]
         tensors = [(o, value) for o, value in states if isinstance(value, torch.Tensor) and value.ndim]
         for optimizer, value in tensors:
             if value.shape != parameter.shape or not value.is_floating_point():
@@ -72,18 +142,19 @@ class Optimizers:
     def state_bytes(self) -> int:
         """Bytes of optimizer state held now."""
         tensors = (value for optimizer in self.optimizers for state in optimizer.state.values() for value in state.values())
-        return sum(value.numel() * value.element_size() for value in tensors if isinstance(value, torch.Tensor) and value.ndim)
+        return sum(value.numel() * value.element_size() for value in tensors if isinstance(value, torch.Tensor))
 
 
-def build(model: torch.nn.Module, choices: list[Choice], roles: Mapping[str, str]) -> Optimizers:
+def build(model: torch.nn.Module, choices: list[Choice], roles: Mapping[str, str], around: Sequence[Choice] = ()) -> Optimizers:
     """Gives each trainable parameter to the first entry that takes it.
 
     Args:
         choices: entries of kind optim with tags; one without tags takes what is left.
+        around: entries of kind optim/around with tags; each takes all that its tags fit, beside the optimizers.
         roles: parameter name -> role, from the layers.
 
     Raises:
-        RecipeError: a parameter is taken by no entry, or an entry takes none.
+        RecipeError: a parameter is taken by no entry, an entry takes none, or a parameter would have two averages.
     """
     claimed: dict[int, list[tuple[str, torch.nn.Parameter]]] = {number: [] for number in range(len(choices))}
     for name, parameter in model.named_parameters():
@@ -104,7 +175,26 @@ def build(model: torch.nn.Module, choices: list[Choice], roles: Mapping[str, str
                 key=f"optim[{number}]",
                 mend=f"roles here are {', '.join(sorted(set(roles.values())))}",
             )
-    return Optimizers([_construct(model, choice, claimed[number], roles) for number, choice in enumerate(choices)])
+    moving = [_construct(model, choice, claimed[number], roles) for number, choice in enumerate(choices)]
+    return Optimizers(moving, _around(model, around, roles, moving))
+
+
+def _around(model: torch.nn.Module, choices: Sequence[Choice], roles: Mapping[str, str], moving: list[torch.optim.Optimizer]) -> list[Around]:
+    made: list[Around] = []
+    for number, choice in enumerate(choices):
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and _takes(choice, n, p, roles)]
+        if not named:
+            mend = f"roles here are {', '.join(sorted(set(roles.values())))}"
+            raise RecipeError(f"'{choice.name}' takes no parameter", key=f"around[{number}]", mend=mend)
+        made.append(choice([{"params": [p for _, p in named], "names": [n for n, _ in named]}], model))
+    averaged: set[torch.Tensor] = set()
+    for method in [*moving, *made]:
+        if hasattr(method, "averaged"):
+            members = {p for group in method.param_groups for p in group["params"]}
+            if averaged & members:
+                raise RecipeError(f"{type(method).__name__} averages parameters that another method averages already", key="around", mend="keep one")
+            averaged |= members
+    return made
 
 
 def _takes(choice: Choice, name: str, parameter: torch.nn.Parameter, roles: Mapping[str, str]) -> bool:

@@ -190,7 +190,7 @@ def test_odd_shapes(name, shape):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in NUMBERS])
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "adamw"])
 def test_a_gradient_that_is_not_finite_changes_nothing(name, bad):
     """The parameter and its state are what they would be had the gradient been missing. torch's kernels count on the loop's guard."""
     model, spared = net(name), net(name)

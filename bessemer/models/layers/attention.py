@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bessemer.core import device
+from bessemer.models.layers import peaks
 from bessemer.models.layers.blocked import blocked_attention
 from bessemer.models.layers.linear import Linear
 from bessemer.models.layers.norm import RMSNorm
@@ -112,6 +113,7 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(self.parts[0] if whole else head_size, eps, "heads" if whole else "head")
             self.k_norm = RMSNorm(self.parts[1] if whole else head_size, eps, "heads" if whole else "head")
         self.norm_whole = qk_norm == "whole"
+        self.peaks: Tensor | None = None  # [heads], where someone wants each head's largest logit
 
     def forward(self, x: Tensor, context: Context, cache: Any = None) -> Tensor:
         query, key, value = self.qkv(x).split(self.parts, dim=-1)
@@ -129,6 +131,8 @@ class Attention(nn.Module):
         mask = context.mask
         if cache is not None:
             key, value = cache.update(self.layer, key, value)
+        if self.peaks is not None and self.training and context.spread is None:
+            peaks.note(self.peaks, query, key, mask, context.causal)
         if context.spread is not None:
             mixed = context.spread.attend(query, key, value, context.window)
         elif cache is None and context.causal and torch.compiler.is_compiling() and device.slow_flash_backward(query):

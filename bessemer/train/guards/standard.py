@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from bessemer.core.progress import Progress
 
@@ -34,6 +34,8 @@ class Standard:
         patience: bad steps in a row before going back to the last checkpoint.
         rollbacks: times the run may go back before it gives up.
     """
+
+    holds_back: ClassVar[bool] = True
 
     def __init__(self, *, deviations: float = 8.0, window: int = 50, retries: int = 1, patience: int = 3, rollbacks: int = 3) -> None:
         self.deviations, self.window, self.retries, self.patience, self.rollbacks = deviations, window, retries, patience, rollbacks

@@ -1,0 +1,54 @@
+"""What all methods around an update share: parameters by name, state that is saved as an optimizer's is, and when they are called."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from bessemer.core.errors import RecipeError
+from bessemer.core.progress import Progress
+from bessemer.optim._probe import Probe
+
+
+class Around(torch.optim.Optimizer):
+    """A method beside the optimizers: it owns no parameter, and its state is checkpointed under the parameters' names as theirs is.
+
+    Attributes:
+        sharded: whether it works on parameters that lie on several ranks.
+        needs_gradients: whether it reads or changes the whole gradient before the update.
+        model: whose parameters they are.
+        names: each parameter's name.
+    """
+
+    sharded: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = True
+
+    def __init__(self, params: Any, model: nn.Module) -> None:
+        super().__init__(params, {})
+        self.model = model
+        self.optimizers: list[torch.optim.Optimizer] = []
+        group = self.param_groups[0]
+        self.names: dict[Tensor, str] = dict(zip(group["params"], group.get("names") or map(str, range(len(group["params"]))), strict=True))
+        if not self.sharded and any(isinstance(p, DTensor) for p in self.names):
+            raise RecipeError(f"{type(self).__name__} needs whole tensors, and this run shards its parameters", key="around")
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """Numbers and words that are saved with the state."""
+        return self.param_groups[0]
+
+    def beside(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Meets the optimizers that do the moving."""
+        self.optimizers = optimizers
+
+    def begin(self, progress: Progress) -> None:
+        """Before the forward pass of a step."""
+
+    def prepare(self, probe: Probe) -> None:
+        """After the backward pass, before the gradient is measured, clipped and judged; what it finds takes effect in `step` only."""
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """After the optimizers' update."""

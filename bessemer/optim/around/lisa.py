@@ -1,0 +1,60 @@
+"""Few layers train at a time."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from bessemer.core import rng
+from bessemer.core.errors import RecipeError
+from bessemer.core.progress import Progress
+from bessemer.optim.around._around import Around
+
+
+class Lisa(Around):
+    """Trains a few layers at a time, drawn anew every so many steps, and the embedding and the head always (Pan et al. 2024, LISA).
+
+    Claim: LoRA's memory, and better than training all parameters in fine-tuning.
+    The others are frozen: no gradient, no update, and what the optimizers held for them is dropped, as in the paper's account of memory.
+    Which layers train is a function of the seed and the step.
+
+    Args:
+        layers: how many train.
+        every: steps until others are drawn.
+        seed: of the draw.
+    """
+
+    sharded = True
+    needs_gradients = False
+
+    def __init__(self, params: Any, model: nn.Module, *, layers: int = 2, every: int = 20, seed: int = 0) -> None:
+        self.layers, self.every, self.seed = layers, every, seed
+        super().__init__(params, model)
+        found = {p: re.match(r"blocks\.(\d+)\.", name) for p, name in self.names.items()}
+        self.layer = {p: int(match.group(1)) for p, match in found.items() if match}
+        self.count = len(set(self.layer.values()))
+        if not 0 < layers <= self.count:
+            raise RecipeError(
+                f"{layers} of {self.count} layers can't train at a time", key="around.lisa.layers", mend="give 1 or more, and no more than there are"
+            )
+
+    def drawn(self, step: int) -> set[int]:
+        """The layers that train at this step."""
+        order = torch.randperm(self.count, generator=rng.generator(self.seed, "lisa", step // self.every)).tolist()
+        there = sorted(set(self.layer.values()))
+        return {there[place] for place in order[: self.layers]}
+
+    def begin(self, progress: Progress) -> None:
+        """Freezes and thaws."""
+        chosen = self.drawn(progress.step)
+        for parameter, layer in self.layer.items():
+            trains = layer in chosen
+            if parameter.requires_grad != trains:
+                parameter.requires_grad_(trains)
+            if not trains:
+                parameter.grad = None
+                for optimizer in self.optimizers:
+                    optimizer.state.pop(parameter, None)

@@ -1,0 +1,68 @@
+"""How large a batch is worth its while."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bessemer.core.batch import Batch
+from bessemer.optim._probe import Probe
+from bessemer.optim.around._around import Around
+
+
+class NoiseScale(Around):
+    """Measures the gradient noise scale, the batch size up to which doubling it nearly halves the steps (McCandlish et al. 2018).
+
+    B = tr(covariance) / |mean|^2 of the gradient of one token, from the squared norms of the gradient over the whole batch and over its first
+    part; both estimates are averaged over steps before they are divided. `progress.noise_scale` holds it, in tokens, for metrics and for
+    schedules such as `noise_ramp`. A measurement takes one more pass over the first micro-batch, or over half the rows of a lone one.
+
+    Args:
+        every: steps between two measurements.
+        decay: of the averages.
+    """
+
+    def __init__(self, params: Any, model: nn.Module, *, every: int = 10, decay: float = 0.9) -> None:
+        self.every, self.decay = every, decay
+        super().__init__(params, model)
+        self.found: tuple[float, float] | None = None
+        self.progress: Any = None
+
+    def prepare(self, probe: Probe) -> None:
+        """Compares a small batch's gradient with the whole batch's."""
+        self.found, self.progress = None, probe.progress
+        if probe.progress.step % self.every:
+            return
+        part = self._part(probe.batches)
+        small, large = self._count(probe, part), self._count(probe, probe.batches)
+        if 0 < small < large:
+            there = self._square(probe.gradients(list(self.names), part))
+            whole = self._square([p.grad for p in self.names if p.grad is not None])
+            self.found = ((large * whole - small * there) / (large - small), (there - whole) / (1.0 / small - 1.0 / large))
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Takes the measurement into the averages."""
+        if self.found is None:
+            return
+        count = self.plain["count"] = self.plain.get("count", 0) + 1
+        for name, value in zip(("mean", "noise"), self.found, strict=True):
+            self.plain[name] = self.decay * self.plain.get(name, 0.0) + (1.0 - self.decay) * value
+        whole = 1.0 - self.decay**count
+        mean, noise = self.plain["mean"] / whole, self.plain["noise"] / whole
+        if mean > 0.0 and noise > 0.0:
+            self.progress.noise_scale = noise / mean
+
+    def _part(self, batches: list[Batch]) -> list[Batch]:
+        if len(batches) > 1:
+            return batches[:1]
+        return [batches[0].rows_of(0, batches[0].rows // 2)] if batches[0].rows > 1 else batches
+
+    def _count(self, probe: Probe, batches: list[Batch]) -> float:
+        """Tokens that are predicted."""
+        own = sum(float(max((stream.sum() for stream in batch.weights.values()), default=torch.tensor(0.0))) for batch in batches)
+        return float(probe.total(torch.tensor(own, dtype=torch.float64)))
+
+    def _square(self, gradients: list[Tensor]) -> float:
+        return float(torch.stack([g.double().square().sum() for g in gradients]).sum()) if gradients else 0.0
