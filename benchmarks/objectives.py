@@ -1,0 +1,449 @@
+"""Each text objective against a floor, on the embedded data: what one learns with it that one doesn't learn without.
+
+    python benchmarks/objectives.py [--quick] [--steps 800] [--seeds 2] [--only meap,ul2]
+
+Every contender is a decoder of depth 3 and width 64 trained from scratch by the train stage on the same store with the same optimizers, rows
+and schedule: text of this machine's Python (code, docstrings) and sums, or documents in which a key has to be found again. "At equal compute" counts
+floating point operations of the forward and backward passes (heads and generators included); elsewhere the steps are equal. Means over seeds.
+
+    meap          finds the value of a key among others in a document: exact answers, against next_token (and the best guess without reading)
+    ul2           nats of 4 hidden tokens that it writes from both sides, against next_token, which knows the left side only
+    electra       a linear probe for lexical classes of Python tokens on frozen states, against masked_language at equal compute
+    diffusion     the bound on nats per token, against the unigram entropy; the 4 hidden tokens, against next_token from the left
+    positions     tokens of shuffled windows of 16 put in their places, against chance
+    interleaved   nats of the text after a spoken span, against the same model with the units of another span
+    distill       held-out nats per token with stored logits of a teacher of width 128, against next_token without
+    meco          held-out nats per token after the cooldown, against next_token without metadata
+    decomposition held-out nats per token, documents in powers of two with the length curriculum, against best fit
+    mixing        mean held-out nats over domains with aioli and loss_driven, against the better of fixed equal and proportional shares
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import keyword
+import math
+import re
+import statistics
+import tempfile
+import time
+import tokenize
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from results import finish
+from torch.nn import functional as F
+
+import bessemer
+from bessemer.core import rng
+from bessemer.core.batch import Batch
+from bessemer.core.registry import choose
+from bessemer.data.corpus import write_corpus
+from bessemer.data.document import Document
+from bessemer.data.loader import Loader
+from bessemer.data.sources.arithmetic import arithmetic
+from bessemer.data.sources.stdlib import stdlib
+from bessemer.data.special import MASK, SPEECH, TEXT
+from bessemer.data.tokenizer import Tokenizer
+from bessemer.data.tokens import Tokens
+from bessemer.evaluate.held_out import document_sums
+from bessemer.models.attach import attach, objective_of
+from bessemer.models.families.decoder import Decoder
+from bessemer.models.layers.linear import Linear
+from bessemer.objectives._segments import segments
+
+MODEL: dict[str, Any] = {"name": "decoder", "depth": 3, "width": 64, "heads": 2, "ffn": 192}
+LARGE = {"width": 128, "heads": 4, "ffn": 384}
+LENGTH, ROWS, HIDDEN, WINDOW = 128, 8, 4, 16
+RESERVE = ["mask", "modes", "blanks", "units"]
+
+
+class Bench:
+    """Stores made once, and models trained on them."""
+
+    def __init__(self, folder: Path, steps: int, quick: bool) -> None:
+        self.folder, self.steps, self.quick = folder, steps, quick
+        self.made: dict[str, Path] = {}
+        self.trained: dict[str, Any] = {}
+
+    def store(self, name: str) -> Path:
+        """The folder of a store's run: "text" or "keys"."""
+        place = self.folder / name
+        if name not in self.made:
+            share = 0.1 if self.quick else 1.0
+            documents = text(share) if name == "text" else keys(int(6000 * share))
+            write_corpus(place / "corpus", documents)
+            inputs = {"corpus": str(place / "corpus")}
+            stages = [
+                {"do": "train_tokenizer", "inputs": inputs, "vocabulary": 1024, "reserve": RESERVE, "megabytes": 0.5},
+                {"do": "tokenize", "inputs": inputs, "held_out": 0.1, "processes": 1},
+            ]
+            bessemer.run({"name": name, "stage": stages}, out=place / "run", quiet=True)
+            self.made[name] = place / "run"
+        return self.made[name]
+
+    def tokens(self, name: str = "text") -> Tokens:
+        return Tokens.open(self.store(name) / "tokenize", verify=False)
+
+    def tokenizer(self, name: str = "text") -> Tokenizer:
+        return Tokenizer.open(self.store(name) / "train_tokenizer", verify=False)
+
+    def train(self, task: dict[str, Any], seed: int, *, name: str = "text", steps: int | None = None, **options: Any) -> Any:
+        """A model trained on one task for `steps`, in evaluation mode; the same one when it is asked for again."""
+        asked = json.dumps([task, seed, name, steps, options], sort_keys=True, default=str)
+        if asked not in self.trained:
+            self.trained[asked] = self._train(task, seed, name, steps, dict(options))
+        return self.trained[asked]
+
+    def _train(self, task: dict[str, Any], seed: int, name: str, steps: int | None, options: dict[str, Any]) -> Any:
+        inputs = {"tokens": str(self.store(name) / "tokenize"), "tokenizer": str(self.store(name) / "train_tokenizer")}
+        logits = options.pop("logits", None)
+        stage = {"do": "train", "name": "train", "inputs": inputs | ({"logits": str(logits)} if logits else {}), "task": [task]}
+        stage |= {"model": MODEL, "length": LENGTH, "batch": ROWS, "micro_batch": ROWS, "steps": steps or self.steps}
+        stage |= {"compile": False, "precision": "float32", "hooks": []} | options
+        out = Path(tempfile.mkdtemp(dir=self.folder))
+        bessemer.run({"name": "objectives", "seed": seed, "stage": [stage]}, out=out, quiet=True)
+        model = bessemer.load(out / "train")
+        model.folder = out / "train"
+        return model.eval()
+
+
+def text(share: float) -> Iterator[Document]:
+    """Code, prose and sums, in documents of about 1,500 characters that begin where a definition or a paragraph does."""
+    for each in stdlib(megabytes={"code": 2.0 * share, "prose": 1.0 * share}):
+        if isinstance(each, Document):
+            starts = re.split(r"\n(?=def |class |@|[A-Z])" if each.domain == "code" else r"\n\n", each.text)
+            for number, part in enumerate(gathered(starts, 1500)):
+                yield replace(each, text=part, id=f"{each.id}-{number}")
+    yield from (each for each in arithmetic(documents=int(1500 * share), lines=6) if isinstance(each, Document))
+
+
+def gathered(parts: list[str], size: int) -> Iterator[str]:
+    """Neighbouring parts joined until they have so many characters."""
+    held = ""
+    for part in parts:
+        held = f"{held}\n{part}" if held else part
+        if len(held) >= size:
+            yield held
+            held = ""
+    if held.strip():
+        yield held
+
+
+def keys(count: int) -> Iterator[Document]:
+    """Lines of prose among which four keys get values; the last line asks for one of them."""
+    prose = " ".join(each.text for each in stdlib(megabytes={"prose": 0.3}, domains=["prose"]) if isinstance(each, Document)).split()
+    for number in range(count):
+        draw = rng.numpy_generator(0, "keys", number)
+        names = draw.choice(900, 4, replace=False)
+        pairs = [(f"{'bdfgklmnprstvz'[n % 14]}{'aeiou'[n % 5]}{'bdfgklmnprstvz'[n // 14 % 14]}", int(draw.integers(10, 100))) for n in names]
+        lines = []
+        for name, value in pairs:
+            start = int(draw.integers(len(prose) - 8))
+            lines += [" ".join(prose[start : start + int(draw.integers(2, 7))]), f"{name} = {value}"]
+        name, value = pairs[int(draw.integers(4))]
+        yield Document("\n".join([*lines, f"{name} = {value}"]), "keys", "keys", str(number))
+
+
+def nats(bench: Bench, model: Any, domain: str | None = None) -> float:
+    """Held-out nats per token."""
+    sums = document_sums(model, bench.tokens(), length=LENGTH, rows=ROWS, domain=domain, limit=4000 if bench.quick else 30_000)
+    return float(sums.bits.sum() / sums.tokens.sum()) * math.log(2)
+
+
+def answers(bench: Bench, model: Any) -> float:
+    """The part of held-out key documents whose last value is written exactly, token by token, by the likeliest one."""
+    tokens, tokenizer = bench.tokens("keys"), bench.tokenizer("keys")
+    right, documents = [], tokens.documents("held_out")[: 40 if bench.quick else 300]
+    for document in documents.tolist():
+        ids = tokens.read(document)[:-1]
+        pieces = [len(tokenizer.bytes_of(int(token))) for token in ids]
+        ends = np.cumsum(pieces[::-1])
+        count = int(np.searchsorted(ends, 2)) + 1  # the last two bytes are the value
+        read = torch.from_numpy(np.concatenate([[tokens.begin], ids[:-1]]))[None]
+        with torch.no_grad():
+            likely = model(read)[0, -count:].argmax(-1)
+        right.append(bool((likely.numpy() == ids[-count:]).all()))
+    return float(np.mean(right))
+
+
+def meap(bench: Bench, seed: int) -> dict[str, float]:
+    found = {}
+    for name in ("next_token", "meap"):
+        model = bench.train({"objective": name}, seed, name="keys", steps=2 * bench.steps)
+        found[name] = answers(bench, model)
+    return found | {"floor": found["next_token"]}
+
+
+def spans(bench: Bench) -> Iterator[tuple[Batch, list[tuple[int, int, int, int]]]]:
+    """Held-out rows with one span to hide in each document of 24 tokens or more: (row, document's start, stop, place of the span)."""
+    loader = Loader(bench.tokens(), length=LENGTH, mix=None, split="held_out", seed=1)
+    for start in range(0, ROWS * (2 if bench.quick else 12), ROWS):
+        batch, chosen = loader.batch(start, ROWS), []
+        for each in segments(batch):
+            if each.stop - each.start >= 24:
+                place = int(rng.numpy_generator(0, "hide", start + each.row, each.start).integers(8, each.stop - each.start - HIDDEN - 8))
+                chosen.append((each.row, each.start, each.stop, each.start + place))
+        yield batch, chosen
+
+
+def hidden_nats(bench: Bench, model: Any, arrange: Callable[[Batch, list[tuple[int, int, int, int]]], tuple[Batch, torch.Tensor]]) -> float:
+    """Nats per hidden token; `arrange` gives the batch to read and where (row by row) the hidden tokens are targets."""
+    total, count = 0.0, 0
+    for batch, chosen in spans(bench):
+        ready, where = arrange(batch, chosen)
+        with torch.no_grad():
+            losses = F.cross_entropy(model(ready).logits().flatten(0, 1), ready.targets.flatten(), reduction="none").view_as(where)
+        total, count = total + float(losses[where].sum()), count + int(where.sum())
+    return total / count
+
+
+def from_the_left(batch: Batch, chosen: list[tuple[int, int, int, int]]) -> tuple[Batch, torch.Tensor]:
+    where = torch.zeros_like(batch.tokens, dtype=torch.bool)
+    for row, _, _, place in chosen:
+        where[row, place : place + HIDDEN] = True
+    return batch, where
+
+
+def as_blank(objective: Any) -> Callable[[Batch, list[tuple[int, int, int, int]]], tuple[Batch, torch.Tensor]]:
+    """The span behind a blank, as the regular denoiser has it; the document's last three tokens give their places."""
+
+    def arrange(batch: Batch, chosen: list[tuple[int, int, int, int]]) -> tuple[Batch, torch.Tensor]:
+        tokens, targets, prefix = batch.tokens.clone(), batch.targets.clone(), torch.zeros_like(batch.tokens, dtype=torch.bool)
+        where, first, second = torch.zeros_like(prefix), int(objective.blanks[0]), int(objective.blanks[1])
+        for row, start, stop, place in chosen:
+            document, at = batch.targets[row, start : stop - 3].tolist(), place - start
+            task = [objective.modes["regular"], *document[:at], first, *document[at + HIDDEN :]]
+            whole = torch.tensor([*task, first, *document[at : at + HIDDEN], second])
+            tokens[row, start:stop], targets[row, start:stop] = whole[:-1], whole[1:]
+            prefix[row, start : start + len(task)] = True
+            where[row, start + len(task) : start + len(task) + HIDDEN] = True
+        return replace(batch, tokens=tokens, targets=targets, open=prefix), where
+
+    return arrange
+
+
+def as_masked(mask: int) -> Callable[[Batch, list[tuple[int, int, int, int]]], tuple[Batch, torch.Tensor]]:
+    """The span masked where it stands, all of it at once."""
+
+    def arrange(batch: Batch, chosen: list[tuple[int, int, int, int]]) -> tuple[Batch, torch.Tensor]:
+        _, where = from_the_left(batch, chosen)
+        inside = torch.ones_like(where) if batch.segments is None else batch.segments > 0
+        tokens = torch.where(where, mask, torch.where(inside, batch.targets, batch.tokens))
+        return replace(batch, tokens=tokens, open=torch.ones_like(where)), where
+
+    return arrange
+
+
+def ul2(bench: Bench, seed: int) -> dict[str, float]:
+    plain = bench.train({}, seed)
+    mixed = bench.train({"objective": "ul2"}, seed)
+    objective = choose("objectives", "ul2")()
+    objective.read(bench.tokenizer())
+    return {"ul2": hidden_nats(bench, mixed, as_blank(objective)), "floor": hidden_nats(bench, plain, from_the_left)}
+
+
+def diffusion(bench: Bench, seed: int) -> dict[str, float]:
+    tokens, tokenizer = bench.tokens(), bench.tokenizer()
+    plain, model = bench.train({}, seed), bench.train({"objective": "masked_diffusion"}, seed)
+    objective = objective_of(model, "text")
+    objective.read(tokenizer)
+    loader, total, count = Loader(tokens, length=LENGTH, mix=None, split="held_out", seed=1), 0.0, 0.0
+    for start in range(0, ROWS * (2 if bench.quick else 16), ROWS):
+        for again in range(1 if bench.quick else 4):
+            ready = objective.prepare(loader.batch(start, ROWS), again)
+            with torch.no_grad():
+                total += float(objective(model(ready), ready)["masked_diffusion"].sum)
+            count += float(ready.count("masked_diffusion"))
+    train = np.concatenate([tokens.read(document) for document in tokens.documents("train").tolist()])
+    odds = (np.bincount(train, minlength=tokens.vocabulary) + 0.1) / (len(train) + 0.1 * tokens.vocabulary)
+    held = np.concatenate([tokens.read(document) for document in tokens.documents("held_out").tolist()])
+    found = {"bound": total / count, "floor": float(-np.log(odds[held]).mean()), "next_token": nats(bench, plain)}
+    mask = tokenizer.special_ids[MASK]
+    return found | {"hidden": hidden_nats(bench, model, as_masked(mask)), "hidden next_token": hidden_nats(bench, plain, from_the_left)}
+
+
+def flops(vocabulary: int, objective: str) -> float:
+    """Forward and backward operations of one token through all matrices and the attention, the generator's too; the trunk's token head only if it is used."""
+    options = {key: value for key, value in MODEL.items() if key != "name"}
+    model: Any = Decoder(vocabulary, length=LENGTH, **options)
+    attach(model, "text", choose("objectives", objective))
+    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, Linear))
+    attention = sum(12.0 * len(each.blocks) * each.options["width"] * LENGTH for each in model.modules() if isinstance(each, Decoder))
+    return 6.0 * (weights - (model.head.weight.numel() if objective == "electra" else 0)) + attention
+
+
+def electra(bench: Bench, seed: int) -> dict[str, float]:
+    vocabulary = bench.tokens().vocabulary
+    ratio = flops(vocabulary, "electra") / flops(vocabulary, "masked_language")
+    detected = bench.train({"objective": "electra"}, seed)
+    masked = bench.train({"objective": "masked_language"}, seed, steps=max(1, round(bench.steps * ratio)))
+    untrained: Any = Decoder(vocabulary, seed, length=LENGTH, **{key: value for key, value in MODEL.items() if key != "name"})
+    probes = {"electra": probe(bench, detected), "masked_language": probe(bench, masked), "untrained": probe(bench, untrained.eval())}
+    return probes | {"floor": probes["masked_language"], "compute of a step over masked language's": ratio}
+
+
+CLASSES = {"keyword": 1, "name": 2, "string": 3, "comment": 4, "number": 5, "op": 6}
+
+
+def labels(source: str) -> np.ndarray[Any, Any]:
+    """The lexical class of each byte of a Python source; 0 is white space."""
+    lines, found = source.splitlines(keepends=True), np.zeros(len(source.encode()), dtype=np.int64)
+    starts = np.cumsum([0] + [len(line.encode()) for line in lines])
+    kinds = {tokenize.STRING: 3, tokenize.COMMENT: 4, tokenize.NUMBER: 5, tokenize.OP: 6}
+    for each in tokenize.generate_tokens(io.StringIO(source).readline):
+        kind = (1 if keyword.iskeyword(each.string) else 2) if each.type == tokenize.NAME else kinds.get(each.type, 0)
+        if kind and each.start[0] <= len(lines):
+            begin = starts[each.start[0] - 1] + len(lines[each.start[0] - 1][: each.start[1]].encode())
+            found[begin : begin + len(each.string.encode())] = kind
+    return found
+
+
+def probe(bench: Bench, model: Any) -> float:
+    """Balanced accuracy of a linear map from frozen states to lexical classes, fitted on training documents and scored on held-out ones."""
+    tokens, tokenizer = bench.tokens(), bench.tokenizer()
+    states, wanted, owner = [], [], []
+    fitting, scoring = (tokens.documents(split, "domain", "code").tolist()[: 10 if bench.quick else 80] for split in ("train", "held_out"))
+    for document in [*fitting, *scoring]:
+        ids = tokens.read(document)[:-1]
+        try:
+            kinds = labels(tokenizer.decode(ids))
+        except (tokenize.TokenError, SyntaxError):
+            continue
+        ids = ids[: 6 * LENGTH]
+        raw = [tokenizer.bytes_of(int(token)) for token in ids]
+        begins = np.cumsum([0] + [len(each) for each in raw])[:-1] + np.array([len(each) - len(each.lstrip()) for each in raw])
+        for start in range(0, len(ids) - LENGTH // 2, LENGTH // 2):
+            row = torch.from_numpy(ids[start : start + LENGTH // 2])[None]
+            batch = Batch(row, torch.arange(LENGTH // 2)[None], open=torch.ones_like(row, dtype=torch.bool))
+            with torch.no_grad():
+                states.append(model(batch).hidden[0])
+            wanted.append(torch.from_numpy(kinds[np.minimum(begins[start : start + LENGTH // 2], len(kinds) - 1)]))
+            owner += [document in scoring] * (LENGTH // 2)
+    features, classes, owners = torch.cat(states).double(), torch.cat(wanted), torch.tensor(owner)
+    features = torch.cat([(features - features.mean(0)) / (features.std(0) + 1e-6), torch.ones(len(features), 1)], 1)
+    used, fit = classes > 0, ~owners
+    x, y = features[used & fit], F.one_hot(classes[used & fit], 7).double()
+    weight = torch.linalg.solve(x.T @ x + 10.0 * torch.eye(x.shape[1]), x.T @ y)
+    test = used & ~fit
+    guess = (features[test] @ weight)[:, 1:].argmax(-1) + 1
+    return float(np.mean([float((guess[classes[test] == kind] == kind).double().mean()) for kind in classes[test].unique().tolist()]))
+
+
+def positions(bench: Bench, seed: int) -> dict[str, float]:
+    model = bench.train({"objective": {"name": "position_prediction", "window": WINDOW}}, seed)
+    objective, right, count = objective_of(model, "text"), 0.0, 0.0
+    loader = Loader(bench.tokens(), length=LENGTH, mix=None, split="held_out", seed=1)
+    for start in range(0, ROWS * (2 if bench.quick else 16), ROWS):
+        ready = objective.prepare(loader.batch(start, ROWS), 0)
+        with torch.no_grad():
+            right += float(objective(model(ready), ready)["placed"].sum)
+        count += float(ready.count("position"))
+    return {"position_prediction": right / count, "floor": 1 / WINDOW}
+
+
+def interleaved(bench: Bench, seed: int) -> dict[str, float]:
+    model, tokenizer = bench.train({"objective": "interleaved"}, seed), bench.tokenizer()
+    objective = objective_of(model, "text")
+    objective.read(tokenizer)
+    loader, totals, count = Loader(bench.tokens(), length=LENGTH, mix=None, split="held_out", seed=1), {"true": 0.0, "others": 0.0}, 0
+    speech, turn = tokenizer.special_ids[SPEECH], tokenizer.special_ids[TEXT]
+    units = torch.tensor([token for name, token in tokenizer.special_ids.items() if "unit_" in name])
+    for start in range(0, ROWS * (2 if bench.quick else 16), ROWS):
+        ready = objective.prepare(loader.batch(start, ROWS), 0)
+        after = (ready.tokens == turn) & (ready.weights["next_token"] > 0) & (ready.targets != speech)
+        said = torch.isin(ready.tokens, units)
+        other = ready.tokens.clone()
+        other[said] = ready.tokens[said][torch.randperm(int(said.sum()), generator=torch.Generator().manual_seed(start))]
+        for name, tokens in (("true", ready.tokens), ("others", other)):
+            with torch.no_grad():
+                logits = model(replace(ready, tokens=tokens)).logits()[after]
+            totals[name] += float(F.cross_entropy(logits, ready.targets[after], reduction="sum"))
+        count += int(after.sum())
+    return {"interleaved": totals["true"] / count, "floor": totals["others"] / count}
+
+
+def distill(bench: Bench, seed: int) -> dict[str, float]:
+    teacher = bench.train({}, seed + 100, model=MODEL | LARGE)
+    store = {"do": "store_logits", "name": "store_logits", "inputs": {"tokens": str(bench.store("text") / "tokenize")}, "keep": 16, "rows": ROWS}
+    store["inputs"] |= {"model": str(teacher.folder)}
+    out = Path(tempfile.mkdtemp(dir=bench.folder))
+    bessemer.run({"name": "logits", "stage": [store]}, out=out, quiet=True)
+    student = bench.train({"objective": "sparse_distill"}, seed, logits=out / "store_logits")
+    plain = bench.train({}, seed)
+    return {"sparse_distill": nats(bench, student), "floor": nats(bench, plain), "teacher": nats(bench, teacher)}
+
+
+def meco(bench: Bench, seed: int) -> dict[str, float]:
+    told = bench.train({"condition": {"name": "metadata", "facts": ["source", "domain"], "cooldown": 0.1}}, seed)
+    marked = bench.train({"condition": "markers"}, seed)
+    plain = bench.train({}, seed)
+    return {"meco": nats(bench, told), "markers": nats(bench, marked), "floor": nats(bench, plain)}
+
+
+def decomposition(bench: Bench, seed: int) -> dict[str, float]:
+    cut = bench.train({"pack": {"name": "decomposition", "shortest": 8}}, seed)
+    return {"decomposition": nats(bench, cut), "floor": nats(bench, bench.train({}, seed))}
+
+
+def mixing(bench: Bench, seed: int) -> dict[str, float]:
+    names, found = bench.tokens().domains, {}
+    equal = {"name": "fixed", "weights": dict.fromkeys(names, 1.0)}
+    every = max(8, bench.steps // 6)
+    online = {"aioli": {"name": "aioli", "every": every, "learn": 0.4}, "loss_driven": {"name": "loss_driven", "every": max(2, every // 4)}}
+    for label, mix in {"proportional": None, "equal": equal, **online}.items():
+        model = bench.train({"mix": mix} if mix else {}, seed)
+        found[label] = statistics.mean(nats(bench, model, name) for name in names)
+    return found | {"floor": min(found["proportional"], found["equal"])}
+
+
+FLOORS: dict[str, tuple[Callable[[Bench, int], dict[str, float]], str, str, bool]] = {
+    "meap": (meap, "meap", "meap", True),
+    "ul2": (ul2, "ul2", "ul2", False),
+    "electra": (electra, "electra", "electra", True),
+    "diffusion": (diffusion, "bound", "masked_diffusion", False),
+    "positions": (positions, "position_prediction", "position_prediction", True),
+    "interleaved": (interleaved, "interleaved", "interleaved", False),
+    "distill": (distill, "sparse_distill", "sparse_distill", False),
+    "meco": (meco, "meco", "metadata", False),
+    "decomposition": (decomposition, "decomposition", "decomposition", False),
+    "mixing": (mixing, "aioli", "aioli", False),
+}
+"""name -> how it is measured, which figure is held against "floor", the method it is of, whether more is better."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="everything once at its smallest: it shows that it runs, not who is better")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", default="")
+    asked = parser.parse_args()
+    names = asked.only.split(",") if asked.only else list(FLOORS)
+    figures: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="bessemer-objectives-") as folder:
+        bench = Bench(Path(folder), 6 if asked.quick else asked.steps, asked.quick)
+        for name in names:
+            started = time.perf_counter()
+            runs = [FLOORS[name][0](bench, seed) for seed in range(1 if asked.quick else asked.seeds)]
+            figures[name] = {key: round(statistics.mean(run[key] for run in runs), 4) for key in runs[0]}
+            figures[name]["spread"] = round(max(run[FLOORS[name][1]] for run in runs) - min(run[FLOORS[name][1]] for run in runs), 4)
+            print(f"{name:14s} {time.perf_counter() - started:6.0f} s  {json.dumps(figures[name])}", flush=True)
+    holds, targets, methods = {}, {}, {}
+    for name, found in figures.items():
+        _, key, method, more = FLOORS[name]
+        holds[name] = found[key] > found["floor"] if more else found[key] < found["floor"]
+        targets[name] = f"{key} {'above' if more else 'below'} floor"
+        methods[method] = {name: found[key], "floor": found["floor"]}
+    print("beaten: " + ", ".join(name for name in holds if holds[name]) + "; not: " + (", ".join(n for n in holds if not holds[n]) or "none"))
+    finish("objectives", figures | {"beaten": holds}, targets, all(holds.values()), asked.quick or bool(asked.only), methods)
+
+
+if __name__ == "__main__":
+    main()
