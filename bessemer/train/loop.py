@@ -54,6 +54,7 @@ def steps(run: Run) -> Iterator[Report]:
         clock = Clock()
         with clock("data"):
             factors = run.set_schedules()
+            run.follow()
             batches = run.source.next(progress, run.rows(factors))
         run.optimizers.begin(progress)
         result, norm, verdict = attempt(run, batches, clock)

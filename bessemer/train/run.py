@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from bessemer.core.work import Work
 from bessemer.data.example_store import Examples
 from bessemer.data.tokenizer import Tokenizer
 from bessemer.data.tokens import Tokens
+from bessemer.evaluate.held_out import document_sums
 from bessemer.evaluate.subject import Subject, at_rest
 from bessemer.train.checkpoint import Checkpointer
 from bessemer.train.checkpoint_folder import Checkpoint, latest
@@ -29,6 +31,9 @@ from bessemer.train.guards.standard import Verdict
 from bessemer.train.metrics import Metrics
 from bessemer.train.optimizers import Optimizers
 from bessemer.train.source import Source
+
+MIX_TOKENS = 4000
+"""Held-out tokens of each domain that an online mix's losses are measured on."""
 
 
 @dataclass
@@ -161,6 +166,23 @@ class Run:
         spent = {"evaluation": time.perf_counter() - start}
         self.metrics.write({"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds, "evaluation": figures, "time": spent})
         return figures
+
+    def follow(self) -> None:
+        """Lets mixes that change while the model trains, and cooldowns, see where the run stands; new shares are written down."""
+        for task in self.source.follow(self.progress, self.held_out_losses):
+            loader = self.source.feeds[task].loader
+            self.metrics.write({"step": self.progress.step + 1, "mix": {task: dict(zip(loader.names, loader.pieces.shares[-1], strict=True))}})
+
+    def held_out_losses(self, task: str) -> dict[str, float]:
+        """Nats per token of a task's domains, each on its first held-out documents, under the model as it is; every rank gets the same."""
+        names, shares = self.source.feeds[task].loader.names, self.source.feeds[task].loader.shares
+        found = {}
+        with at_rest(self.model), self.engine.precision(), torch.compiler.set_stance("force_eager"):
+            for name in [name for name in names if shares[name]]:
+                sums = document_sums(self.model, self.store, length=self.length, rows=8, domain=name, limit=MIX_TOKENS)
+                found[name] = float(sums.bits.sum() / sums.tokens.sum()) * math.log(2)
+            self.engine.layout.settle()
+        return found
 
     def identity(self) -> str:
         """A name for this run that stays the same when it is continued, and differs for any other recipe or data."""

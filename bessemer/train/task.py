@@ -19,6 +19,7 @@ class Task(pydantic.BaseModel):
         domains: the token store's domains it reads, or all of them.
         mix: how those domains share its batches.
         pack: how documents become rows.
+        condition: what is told before each document's text; None: nothing.
         adapter: how inputs other than tokens enter the trunk.
         objective: what is learned from them.
         weight: its factor in the loss.
@@ -33,6 +34,7 @@ class Task(pydantic.BaseModel):
     domains: list[str] | Auto = "auto"
     mix: Annotated[Choice, Kind("data/mix")] = pydantic.Field(default="proportional", validate_default=True)
     pack: Annotated[Choice, Kind("data/pack")] = pydantic.Field(default="best_fit", validate_default=True)
+    condition: Annotated[Choice, Kind("data/condition")] | None = None
     adapter: Annotated[Choice, Kind("models/adapters")] | None = None
     objective: Annotated[Choice, Kind("objectives")] = pydantic.Field(default="next_token", validate_default=True)
     weight: float = pydantic.Field(default=1.0, ge=0.0)
