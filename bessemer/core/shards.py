@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
 TENSOR = "tensor"
+DATA = ("replica", "shard")
 
 
 def local(value: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ def place(value: DTensor, coordinate: Sequence[int], parts: Sequence[int] = ()) 
     """
     held = [torch.arange(size) for size in value.shape]
     names = value.device_mesh.mesh_dim_names or ("",) * value.device_mesh.ndim
-    for axis in sorted(range(value.device_mesh.ndim), key=lambda axis: names[axis] != TENSOR):  # data is cut from what tensor left
+    for axis in sorted(range(value.device_mesh.ndim), key=lambda axis: names[axis] in DATA):  # data is cut from what tensor and expert left
         placement: Any = value.placements[axis]
         if placement.is_replicate():
             continue

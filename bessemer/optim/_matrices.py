@@ -34,8 +34,9 @@ class Stacks:
             change: [count, outputs, inputs] -> the same shape.
         """
         cut = [n for n, parameter in enumerate(parameters) if shards.pieces(parameter) > 1]
-        if cut:
-            self._apply_cut([parameters[n] for n in cut], [gradients[n] for n in cut], change, rate)
+        for mesh in dict.fromkeys(parameters[n].device_mesh for n in cut):  # type: ignore[attr-defined]
+            lie = [n for n in cut if parameters[n].device_mesh == mesh]  # type: ignore[attr-defined]
+            self._apply_cut([parameters[n] for n in lie], [gradients[n] for n in lie], change, rate)
         here = [n for n in range(len(parameters)) if n not in cut]
         members = [(self._parts(parameters[n]), shards.local(parameters[n]), gradients[n]) for n in here]
         self._apply_whole(members, change, rate)

@@ -17,7 +17,9 @@ from typing import Any, Literal
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from bessemer.core import shards
 from bessemer.core.mesh import TOKENS, World
+from bessemer.parallel import expert
 from bessemer.parallel.tensor import runs
 
 Shard = Literal["none", "state", "grad", "full"]
@@ -31,16 +33,30 @@ def apply(model: Any, world: World, shard: Shard, gather: torch.dtype | None) ->
     """
     axes = ("replica", "shard") if world.count("replica") > 1 else ("shard",)
     policy = MixedPrecisionPolicy(param_dtype=gather, reduce_dtype=torch.float32 if gather is not None else None, cast_forward_inputs=False)
+    products = expert.products(model)
+    for product in products:
+        placed = _placement(world.count("expert_data"))
+        fully_shard(product, mesh=world.experts[axes], reshard_after_forward=shard == "full", mp_policy=policy, shard_placement_fn=placed)
     chains = [block for run in runs(model) for block in run]
     for block in chains:
         fully_shard(block, mesh=world.parameters[axes], reshard_after_forward=shard == "full", mp_policy=policy)
     fully_shard(model, mesh=world.parameters[axes], reshard_after_forward=False, mp_policy=policy)
-    for module in (*chains, model):
+    for module in (*products, *chains, model):
         module.set_gradient_divide_factor(1.0)  # gradients are sums: the engine has divided by global counts
         module.set_force_sum_reduction_for_comms(True)
     for before, after in zip(chains, chains[1:], strict=False):
         before.set_modules_to_forward_prefetch([after])
         after.set_modules_to_backward_prefetch([before])
+
+
+def _placement(count: int) -> Any:
+    """Experts are shared out whole where `count` ranks divide them, else each is cut along its outputs."""
+
+    def place(weight: torch.nn.Parameter) -> torch.distributed.tensor.Shard:
+        experts = shards.local(weight).shape[0]
+        return torch.distributed.tensor.Shard(1 if experts % count and weight.shape[1] % count == 0 else 0)
+
+    return place
 
 
 def wanted(world: World, shard: Shard) -> bool:

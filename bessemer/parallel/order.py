@@ -10,7 +10,7 @@ import torch
 from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import TOKENS, World
 from bessemer.models.reparameterized import Counting, matrices
-from bessemer.parallel import data, tensor
+from bessemer.parallel import data, expert, tensor
 from bessemer.parallel.context.columns import Axis, Method
 from bessemer.parallel.layout import Layout
 
@@ -32,7 +32,7 @@ class Parallel(pydantic.BaseModel):
 
 
 def spread(model: Any, world: World, options: Parallel, *, compile: bool = False, dtype: torch.dtype = torch.float32) -> Layout:
-    """Spreads a model over the mesh: tensor, context, compile, data.
+    """Spreads a model over the mesh: tensor, expert, context, compile, data.
 
     Args:
         model: whole, the same on every rank; changed in place.
@@ -45,8 +45,11 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
     _check_reparameterized(model, world, options)
     layout = Layout(world, model)
     inner: list[torch.nn.Parameter] = []
-    if world.count("tensor") > 1:
+    routed = world.count("expert") * world.count("expert_tensor") > 1
+    if world.count("tensor") > 1 or (routed and not data.wanted(world, options.shard)):  # optimizers want all parameters of one kind
         inner, layout.parts = tensor.apply(model, world)
+    if routed or (world.count("tensor") > 1 and expert.products(model)):
+        expert.apply(model, world)
     if world.count("context") > 1:
         layout.columns = Axis(world.group("context"), options.context)
     if compile:
@@ -60,7 +63,11 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
         layout.gathered, layout.unsharded = options.shard in ("grad", "state"), options.shard == "state"
         outer: list[torch.nn.Parameter] = []
     else:
-        outer = [p for p in model.parameters() if world.count(*TOKENS) > 1]
+        experts = [p for product in expert.products(model) for p in product.parameters()]
+        held = {id(p) for p in experts}
+        outer = [p for p in model.parameters() if world.count(*TOKENS) > 1 and id(p) not in held]
+        if world.count(*expert.AXES) > 1:
+            layout.partial[expert.AXES] = experts
     _leave_partial(layout, inner, outer)
     return layout
 

@@ -22,9 +22,12 @@ from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import World
 from bessemer.models.layers.attention import Attention
 from bessemer.models.layers.embedding import Embedding
+from bessemer.models.layers.experts import MixtureOfExperts
+from bessemer.models.layers.grouped import ExpertLinear
 from bessemer.models.layers.head import Head, Share
 from bessemer.models.layers.linear import Linear
 from bessemer.models.layers.norm import RMSNorm
+from bessemer.parallel.expert import SharedMixture
 
 CUT = {"heads", "ffn", "vocabulary"}
 """The logical axes that lie along the mesh axis `tensor`; all others are whole on every rank."""
@@ -40,6 +43,10 @@ class Columns:
         batch = given[0]
         self.count = (batch if isinstance(batch, Tensor) else batch.tokens).shape[1]
 
+    def only(self, x: Tensor) -> Tensor:
+        """x [rows, columns, width] without the padding."""
+        return x if x.shape[1] == self.count else x[:, : self.count].contiguous()
+
 
 class _Shared:
     """What layers that share their work have: the ranks of the axis and the columns of the pass."""
@@ -52,8 +59,7 @@ class ColumnLinear(Linear, _Shared):
     """A product whose outputs are cut: gathers the columns of all ranks, for its own outputs."""
 
     def forward(self, input: Tensor) -> Tensor:
-        every = gather(input, 1, self.ranks)[:, : self.columns.count]
-        return F.linear(every, self.weight, self.bias)
+        return F.linear(self.columns.only(gather(input, 1, self.ranks)), self.weight, self.bias)
 
 
 class RowLinear(Linear, _Shared):
@@ -138,6 +144,8 @@ def apply(model: Any, world: World) -> tuple[list[nn.Parameter], dict[str, tuple
     made: dict[int, nn.Parameter] = {}
     partial, parts = [], {}
     for module in list(model.modules()):
+        if isinstance(module, ExpertLinear):  # these lie on a folding of their own: parallel/expert.py
+            continue
         divided = _take_part(module, ranks, columns)
         for name, parameter in list(module.named_parameters(recurse=False)):
             stacked = getattr(module, "parts", ()) if isinstance(module, Linear) and divided.get(name) == 0 else ()
@@ -151,7 +159,7 @@ def apply(model: Any, world: World) -> tuple[list[nn.Parameter], dict[str, tuple
         _see_local(module)
     for run in runs(model):
         run[0].register_forward_pre_hook(lambda _, given: (own(given[0], 1, ranks), *given[1:]))
-        run[-1].register_forward_hook(lambda _, given, found: whole(found, 1, ranks)[:, : columns.count])
+        run[-1].register_forward_hook(lambda _, given, found: columns.only(whole(found, 1, ranks)))
     return partial, parts
 
 
@@ -160,6 +168,8 @@ def _take_part(module: Any, ranks: Along, columns: Columns) -> dict[str, int]:
     axes = getattr(module, "axes", {})
     divided = {name: next(d for d, axis in enumerate(found) if axis in CUT) for name, found in axes.items() if CUT & set(found)}
     divided = {name: dim for name, dim in divided.items() if getattr(module, name, None) is not None}
+    if isinstance(module, MixtureOfExperts):
+        module.__class__, module.ranks, module.columns = SharedMixture, ranks, columns  # type: ignore[assignment]
     if isinstance(module, Attention):
         module.heads, module.kv_heads = module.heads // ranks.size, module.kv_heads // ranks.size
         module.parts = tuple(part // ranks.size for part in module.parts)  # type: ignore[assignment]

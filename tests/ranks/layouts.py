@@ -65,6 +65,10 @@ def train(
         found[f"norm {step}"] = engine.clip(0.5)
         moving.step()
         moving.zero_grad()
+        for module in model.modules():
+            if hasattr(module, "after_step"):
+                module.after_step(None, moving, result.counts)
+        found[f"counts {step}"] = {name: count.double() for name, count in result.counts.items()}
         found[f"rows {step}"] = result.rows
-    found["weights"] = {name: value.clone() for name, value in layout.whole()}
+    found["weights"] = {name: value.clone() for name, value in layout.whole()} | dict(model.named_buffers())
     return found if world.first else {}

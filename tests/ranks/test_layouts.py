@@ -23,6 +23,8 @@ class Case(NamedTuple):
     compile: bool = False
 
 
+EXPERTS = {"count": 4, "active": 2, "ffn": 24, "shared": 1, "balance": 0.1, "z": 0.01, "bias": 0.05}
+
 CASES = [
     Case({"data": 2}),
     Case({"data": 2}, {"shard": "none"}),
@@ -57,11 +59,26 @@ CASES = [
     Case({"context": 2, "tensor": 2, "data": 2}, {"context": "ulysses"}, {"tied": True}, optim="muon"),
     Case({"context": 2, "replica": 2, "tensor": 2}, {"context": "gather"}, {"ahead": 1}, objective="multi_token"),
     Case({"context": 8}, {"context": "ring"}),
+    Case({"data": 2}, {}, {"experts": EXPERTS}),
+    Case({"data": 4}, {"shard": "none"}, {"experts": EXPERTS | {"capacity": 0.8}}, optim="muon"),
+    Case({"context": 2}, {"context": "ring"}, {"experts": EXPERTS | {"capacity": 0.8}}),
+    Case({"tensor": 2}, {}, {"experts": EXPERTS}),
+    Case({"tensor": 2, "context": 2}, {}, {"experts": EXPERTS | {"capacity": 0.8}, "ahead": 1}, objective="multi_token"),
+    Case({"data": 2, "expert": 2}, {}, {"experts": EXPERTS}),
+    Case({"data": 4, "expert": 2}, {}, {"experts": EXPERTS | {"zero": 2}}, optim="muon"),
+    Case({"data": 4, "expert": 4}, {"shard": "none"}, {"experts": EXPERTS}),
+    Case({"replica": 2, "data": 2, "expert": 2}, {"shard": "state"}, {"experts": EXPERTS}),
+    Case({"tensor": 2, "expert": 2}, {}, {"experts": EXPERTS}, optim="muon"),
+    Case({"tensor": 2, "data": 2, "expert": 4}, {}, {"experts": EXPERTS, "tied": True}, optim="muon"),
+    Case({"tensor": 2, "data": 2, "context": 2, "expert": 4}, {"context": "ring"}, {"experts": EXPERTS | {"capacity": 0.8}}),
+    Case({"tensor": 2, "data": 4, "expert": 2}, {"shard": "none"}, {"experts": EXPERTS}),
 ]
 
 
 def name(case: Case) -> str:
-    words = [Mesh.of(case.mesh).describe(), *(f"{k}={v}" for k, v in {**case.parallel, **case.model}.items())]
+    words = [Mesh.of(case.mesh).describe(), *(f"{k}={v}" for k, v in {**case.parallel, **case.model}.items() if k != "experts")]
+    if "experts" in case.model:
+        words.append(" ".join(["experts", *(f"{k}={v}" for k, v in case.model["experts"].items() if k not in EXPERTS)]))
     words += [case.optim] * (case.optim != "adamw") + [case.objective] * (case.objective != "next_token") + ["compiled"] * case.compile
     return ", ".join(words)
 
