@@ -111,17 +111,21 @@ def _compare(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
     parser.add_argument("recipe", help="a TOML file or the name of a shipped recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="the same for every variant")
     parser.add_argument("--vary", action="append", default=[], metavar="key=a,b,c", help="every combination is trained; may be given again")
-    parser.add_argument("--budget", metavar="tokens=2M|seconds=60|steps=N", help="what each training may spend")
+    parser.add_argument("--budget", metavar="tokens=2M|steps=N|seconds=60|flops=1P|memory=2G", help="what each training may spend, and take")
+    parser.add_argument("--tune", action="append", default=[], metavar="key=N|key=a,b", help="find each variant's own value, inside the same total")
+    parser.add_argument("--tuner", choices=("grid", "optuna"), default="grid", help="how --tune searches")
+    parser.add_argument("--target", type=float, metavar="BITS", help="held-out bits per byte to reach; by default what the first variant does")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each variant, to tell differences from chance")
     parser.add_argument("--smoke", action="store_true", help="every stage at its smallest")
     args = parser.read(argv)
-    from bessemer.run import compare, compare_page, observe
+    from bessemer.run import compare, compare_options, compare_page, observe
 
     if not args.vary:
         raise BessemerError("nothing to vary", key="--vary", mend="for example --vary optim.name=adamw,muon")
     shape.folder = Path(args.out) if args.out else None
     table = compare.compare(
-        args.recipe, compare.parse_vary(args.vary), shape.folder, budget=args.budget, seeds=args.seeds, overrides=args.overrides,
+        args.recipe, compare_options.parse_vary(args.vary), shape.folder, budget=args.budget, seeds=args.seeds, overrides=args.overrides,
+        tune=compare_options.parse_tune(args.tune), tuner=args.tuner, target=args.target,
         smoke=args.smoke, watch=observe.Watch() if args.quiet else observe.Lines(observe.to_stderr),
     )  # fmt: skip
     _say(args, table, compare_page.text(table))

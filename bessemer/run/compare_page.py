@@ -1,71 +1,97 @@
-"""What a comparison writes: a table for programs and for people, and the curves against tokens and against seconds."""
+"""What a comparison writes: a table for programs and for people, the curves against tokens and seconds, and loss against memory."""
 
 from __future__ import annotations
 
 import csv
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bessemer.core import files
 from bessemer.run import report_page as html
 from bessemer.run import report_plots
+from bessemer.run.compare import RESULT
+from bessemer.run.compare_table import Variant
 from bessemer.run.observe import duration, number
 from bessemer.run.report_data import Curve
 
-if TYPE_CHECKING:
-    from bessemer.run.compare import Variant
-
-COLUMNS = ("name", "final", "spread", "best", "loss", "tokens_per_second", "tokens", "steps", "seconds", "peak_memory", "verdict")
-HEAD = ("variant", "held-out", "± seeds", "best", "loss", "tokens/s", "tokens", "steps", "time", "memory", "against the best")
+COLUMNS = (
+    "name", "tuned", "final", "interval", "best", "loss", "steps_to_target", "seconds_to_target", "flops_to_target", "tokens_per_second", "tokens",
+    "steps", "seconds", "flops", "peak_memory", "state_bytes", "verdict",
+)  # fmt: skip
+HEAD = ("variant", "tuned", "held-out", "± 95%", "best", "loss", "steps to", "time to", "FLOPs to", "tokens/s", "steps", "time", "memory", "state")
+LAST = "against the best"
 
 
 def write(out: Path, table: dict[str, Any], variants: list[Variant]) -> None:
     """Writes compare.json, compare.csv, compare.html and the pictures into `out`."""
-    files.write_json(out / "compare.json", table)
+    files.write_json(out / RESULT, table)
     text = io.StringIO()
     rows = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     rows.writeheader()
     rows.writerows(table["variants"])
     files.write(out / "compare.csv", text.getvalue())
-    pictures = curves(variants)
+    pictures = curves(variants) | frontier(table["variants"])
     for name, picture in pictures.items():
         files.write(out / f"{name}.png", picture)
-    budget = table["budget"] or "as the recipe says"
     body = [
         f"<h1>{html.escape(table['recipe'])}: {html.escape(' and '.join(variants[0].settings))}</h1>",
-        f"<p>Budget {html.escape(budget)}, {table['seeds']} seed{'s' if table['seeds'] > 1 else ''} each; held-out is bits per byte, the mean over domains.</p>",
-        html.table(list(HEAD), cells(table), numeric=range(1, 10)),
+        *(f"<p>{html.escape(line)}</p>" for line in explained(table)),
+        html.table([*HEAD, LAST], cells(table), numeric=range(2, len(HEAD))),
         html.pictures(pictures),
     ]
     files.write(out / "compare.html", html.page(f"{table['recipe']}, compared", body))
+
+
+def explained(table: dict[str, Any]) -> list[str]:
+    """How the figures came about, in sentences."""
+    said = [
+        f"Budget {table['budget'] or 'as the recipe says'}, {table['seeds']} seed{'s' if table['seeds'] > 1 else ''} each; held-out is bits per byte, the mean over domains."
+    ]
+    if table["tune"]:
+        keys = ", ".join(table["tune"])
+        said.append(f"Each variant was tuned for {keys} by shorter trainings at the first seed, inside the same total.")
+    target = table["variants"][0]["target"]
+    if target is not None:
+        said.append(f"Steps, time and FLOPs to the first held-out measure at or below {target:.4f}, medians over seeds.")
+    return said
 
 
 def cells(table: dict[str, Any]) -> list[list[str]]:
     """The table as people read it."""
     out = []
     for row in table["variants"]:
-        line = [row["name"], *(f"{row[key]:.4f}" if row[key] is not None else "" for key in ("final", "spread", "best", "loss"))]
-        line += [number(round(row[key])) if row[key] is not None else "" for key in ("tokens_per_second", "tokens", "steps")]
-        line += [duration(row["seconds"]) if row["seconds"] is not None else "", f"{row['peak_memory'] / 1e6:,.0f} MB" if row["peak_memory"] else ""]
+        tuned = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in row["tuned"].items())
+        line = [row["name"], tuned, *(f"{row[key]:.4f}" if row[key] is not None else "" for key in ("final", "interval", "best", "loss"))]
+        line += [_count(row["steps_to_target"]), _time(row["seconds_to_target"]), _large(row["flops_to_target"])]
+        line += [
+            _count(row["tokens_per_second"]),
+            _count(row["steps"]),
+            _time(row["seconds"]),
+            _bytes(row["peak_memory"]),
+            _bytes(row["state_bytes"]),
+        ]
         out.append([*line, row["verdict"]])
     return out
 
 
 def text(table: dict[str, Any]) -> str:
-    """The table for a terminal."""
+    """The table for a terminal; columns in which there is nothing are left out."""
     from rich.console import Console
     from rich.table import Table
 
+    rows = cells(table)
+    kept = [place for place in range(len(HEAD)) if place == 0 or any(row[place] for row in rows)] + [len(HEAD)]
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    for place, head in enumerate(HEAD):
-        shown.add_column(head, justify="right" if 0 < place < len(HEAD) - 1 else "left", no_wrap=place < len(HEAD) - 1)
-    for row in cells(table):
-        shown.add_row(*row)
+    for place in kept:
+        last = place == len(HEAD)
+        shown.add_column(LAST if last else HEAD[place], justify="left" if last or place < 2 else "right", no_wrap=not last)
+    for row in rows:
+        shown.add_row(*(row[place] for place in kept))
     out = io.StringIO()
-    Console(file=out, width=170).print(shown)
+    Console(file=out, width=190).print(shown)
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
-    return "\n".join([*lines, "", f"look at    {table['folder']}/compare.html"])
+    return "\n".join([*lines, "", *explained(table), f"look at    {table['folder']}/compare.html"])
 
 
 def curves(variants: list[Variant]) -> dict[str, bytes]:
@@ -77,6 +103,41 @@ def curves(variants: list[Variant]) -> dict[str, bytes]:
         scores = {v.name: [_held_out(curve, across) for curve in v.curves] for v in variants}
         made[f"held_out_{across}"] = report_plots.against("held-out bits per byte, mean over domains", across, scores)
     return {name: picture for name, picture in made.items() if picture}
+
+
+def frontier(rows: list[dict[str, Any]]) -> dict[str, bytes]:
+    """Where each variant stands between loss and memory; those that no other beats in both are joined."""
+    made: dict[str, bytes | None] = {}
+    for name, key, across in (("pareto_memory", "peak_memory", "peak memory (MB)"), ("pareto_state", "state_bytes", "optimizer state (MB)")):
+        points = {row["name"]: (row[key] / 1e6, row["final"]) for row in rows if row[key] is not None and row["final"] is not None}
+        made[name] = report_plots.points("held-out bits per byte against memory", across, points, pareto(points)) if len(points) > 1 else None
+    return {name: picture for name, picture in made.items() if picture}
+
+
+def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
+    """The names of the points that none other equals or beats in both, by their first figure."""
+
+    def beaten(name: str) -> bool:
+        x, y = points[name]
+        return any(a <= x and b <= y and (a, b) != (x, y) for a, b in points.values())
+
+    return sorted((name for name in points if not beaten(name)), key=lambda name: points[name])
+
+
+def _count(value: float | None) -> str:
+    return number(round(value)) if value is not None else ""
+
+
+def _time(value: float | None) -> str:
+    return duration(value) if value is not None else ""
+
+
+def _large(value: float | None) -> str:
+    return f"{value:.2e}" if value is not None else ""
+
+
+def _bytes(value: float | None) -> str:
+    return f"{value / 1e6:,.0f} MB" if value is not None else ""
 
 
 def _loss(curve: Curve, across: str) -> tuple[list[float], list[float]]:

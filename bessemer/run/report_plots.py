@@ -87,6 +87,20 @@ def against(title: str, across: str, lines: dict[str, list[tuple[list[float], li
     return _draw(paint, width=6.4, height=4.0)
 
 
+def points(title: str, across: str, found: dict[str, tuple[float, float]], joined: list[str]) -> bytes | None:
+    """Named points, with a line through some of them."""
+
+    def paint(axes: Axes) -> bool:
+        for place, (name, (x, y)) in enumerate(found.items()):
+            axes.scatter([x], [y], color=COLOURS[place % len(COLOURS)], s=28, zorder=3)
+            axes.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        axes.plot([found[name][0] for name in joined], [found[name][1] for name in joined], color="0.6", lw=1.2, zorder=1)
+        axes.set(title=title, xlabel=across)
+        return bool(found)
+
+    return _draw(paint, width=6.4, height=4.0)
+
+
 def smooth(values: list[float], share: float = 0.02) -> list[float]:
     """An exponential average over about `share` of the values, unbiased at the beginning."""
     decay = 1 - 1 / max(1.0, share * len(values))

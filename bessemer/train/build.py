@@ -71,12 +71,13 @@ def row_length(work: Work, wanted: int | Auto, options: Mapping[str, Any]) -> in
 
 def budget(
     work: Work,
-    model: torch.nn.Module,
+    model: Any,
     length: int,
     *,
     steps: int | None,
     tokens: int | Auto | None,
     seconds: float | None,
+    flops: float | None,
     batch: int | Auto,
     micro_batch: int | Auto,
 ) -> Budget:
@@ -85,12 +86,16 @@ def budget(
     Raises:
         RecipeError: a number is too small, the micro-batch does not divide the batch, or nothing ends the run.
     """
-    _above_zero(work, steps=steps, tokens=tokens, seconds=seconds, batch=batch, micro_batch=micro_batch)
+    _above_zero(work, steps=steps, tokens=tokens, seconds=seconds, flops=flops, batch=batch, micro_batch=micro_batch)
     parameters = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    parameters += sum(m.outputs * m.inputs for m in matrices(model))  # reparameterized ones count as what they stand for
+    if flops is not None:
+        most = max(1, int(flops / model.flops_per_token(length)))
+        tokens = min(tokens, most) if isinstance(tokens, int) else most
     if tokens == "auto":
         tokens = dial.horizon(parameters) if steps is None and seconds is None else None
     if steps is None and tokens is None and seconds is None:
-        raise RecipeError("nothing ends the run", key=f"{work.name}.tokens", mend='give steps, tokens or seconds, or tokens = "auto"')
+        raise RecipeError("nothing ends the run", key=f"{work.name}.tokens", mend='give steps, tokens, seconds or flops, or tokens = "auto"')
     rows = max(1, dial.batch_tokens(tokens or dial.horizon(parameters)) // length) if batch == "auto" else batch
     micro = dial.micro_rows(rows, length) if micro_batch == "auto" else micro_batch
     if rows % micro:

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+
+
+def give_back() -> bool:
+    """Returns what is free to the system, so that memory measured from now on is what is used from now on; whether the C library could."""
+    gc.collect()
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (OSError, AttributeError):
+        return False
 
 
 def tune() -> bool:

@@ -43,6 +43,7 @@ def train(
     steps: int | None = None,
     tokens: int | Auto | None = "auto",
     seconds: float | None = None,
+    flops: float | None = None,
     clip: float | None = 1.0,
     guard: Annotated[Choice, Kind("train/guards")] = "standard",  # type: ignore[assignment]
     precision: Literal["auto", "bfloat16", "float32"] = "auto",
@@ -70,7 +71,8 @@ def train(
         micro_batch: rows computed at once by all ranks together; the gradient doesn't depend on it.
         steps: end after so many steps, or
         tokens: after so many tokens (`auto`: 20 for each parameter, if nothing else ends the run), or
-        seconds: after so many seconds of training, whichever comes first.
+        seconds: after so many seconds of training, or
+        flops: after so many floating point operations, by the model's own formula, whichever comes first.
         clip: the longest gradient norm let through; inf for any.
         precision: `float32`, `bfloat16`, or `auto` for what is fastest here.
         compile: compile each kind of block once.
@@ -81,8 +83,8 @@ def train(
     """
     store.check_tokenizer(tokenizer)
     new, rows = build.model_of(work, tokenizer, start, model, length)
-    spend = build.budget(work, new, rows, steps=steps, tokens=tokens, seconds=seconds, batch=batch, micro_batch=micro_batch)
     new = build.adapted(work, new, adapt, fresh=start is None)
+    spend = build.budget(work, new, rows, steps=steps, tokens=tokens, seconds=seconds, flops=flops, batch=batch, micro_batch=micro_batch)
     meter = Meter()
     dtype = build.number_format(precision, f"{work.name}.precision")
     run = build.run(

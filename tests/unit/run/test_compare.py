@@ -10,7 +10,8 @@ import pytest
 
 from bessemer.cli import main
 from bessemer.core.errors import BessemerError
-from bessemer.run import compare
+from bessemer.run import compare, compare_options, compare_page, compare_table, compare_tune
+from bessemer.run.report_data import Curve
 
 RECIPE = '[[stage]]\ndo = "run_toys.write"\n[[stage]]\ndo = "run_toys.train"\n[[stage]]\ndo = "run_toys.fault"\n'
 
@@ -65,19 +66,139 @@ def test_variants_of_one_seed_share_their_noise(toy):
     assert table["variants"][0]["final_by_seed"] == table["variants"][1]["final_by_seed"]
 
 
-@pytest.mark.parametrize(("text", "value"), [("tokens=2M", ("tokens", 2_000_000)), ("seconds=1.5", ("seconds", 1.5)), ("steps=3k", ("steps", 3000))])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("tokens=2M", ("tokens", 2_000_000, None)),
+        ("seconds=1.5", ("seconds", 1.5, None)),
+        ("steps=3k", ("steps", 3000, None)),
+        ("flops=2.5P", ("flops", 2.5e15, None)),
+        ("memory=2G", (None, 0, 2e9)),
+        ("memory=500M,tokens=1M", ("tokens", 1_000_000, 5e8)),
+    ],
+)
 def test_budgets(text, value):
-    assert compare.parse_budget(text) == value
+    found = compare_options.parse_budget(text)
+    assert (found.unit, found.amount, found.memory) == value
 
 
-@pytest.mark.parametrize("text", ["", "tokens", "tokens=", "tokens=x", "tokens=0", "tokens=inf", "tokens=nan", "weeks=2", "steps=-1"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "tokens", "tokens=", "tokens=x", "tokens=0", "tokens=inf", "tokens=nan", "weeks=2", "steps=-1", "tokens=1,steps=1", "memory=1,memory=2"],
+)
 def test_what_is_no_budget(text):
     with pytest.raises(BessemerError):
-        compare.parse_budget(text)
+        compare_options.parse_budget(text)
+
+
+def test_a_budget_is_shared_out():
+    budget = compare_options.parse_budget("tokens=1000")
+    assert budget.overrides("train", {"tokens", "steps", "flops"}, 0.25) == {"train.tokens": 250, "train.steps": None, "train.flops": None}
+    assert compare_options.parse_budget(None).overrides("train", {"tokens"}, 1.0) == {}
+
+
+@pytest.mark.parametrize("text", ["", "lr", "lr=", "lr=1", "lr=0.5", "lr=true"])
+def test_what_is_nothing_to_tune(text):
+    with pytest.raises(BessemerError):
+        compare_options.parse_tune([text])
+
+
+def test_a_grid_is_even_in_the_logarithm_and_keeps_the_variants_own_value():
+    found = [setting["lr"] for setting in compare_tune.grid({"lr": 3}, {"lr": 0.02})]
+    assert found == pytest.approx([0.02 / 10**0.5, 0.02, 0.02 * 10**0.5], rel=1e-3)
+    both = list(compare_tune.grid({"lr": 2, "mood": ["a", "b"]}, {"lr": 1.0}))
+    assert len(both) == compare_tune.trials({"lr": 2, "mood": ["a", "b"]}) == 4
+    with pytest.raises(BessemerError, match="above 0"):
+        list(compare_tune.grid({"lr": 2}, {"lr": 0.0}))
+
+
+def test_tuning_finds_each_variants_rate_inside_the_same_total(toy, capsys):
+    """The toy's loss falls faster with a larger rate, so the largest tried is the best, and the table says that it is at the edge."""
+    command = ["compare", "r.toml", "--vary", "words=1,2", "--tune", "lr=3", "--budget", "steps=60", "--seeds", "2", "--json", "--quiet"]
+    assert main(command) == 0
+    table = json.loads(capsys.readouterr().out)
+    for row in table["variants"]:
+        assert row["tuned"] == {"train.lr": pytest.approx(10**0.5, rel=1e-3)}
+        assert row["edge"] == ["lr"]
+        assert "edge" in row["verdict"]
+        assert row["steps"] == 45
+    lengths = [len(path.read_text().splitlines()) for path in Path("runs/r-compare/store").glob("train-*/metrics.jsonl")]
+    steps = [
+        max(json.loads(line)["step"] for line in path.read_text().splitlines()) for path in Path("runs/r-compare/store").glob("train-*/metrics.jsonl")
+    ]
+    assert sorted(steps) == [10] * 6 + [45] * 4
+    assert sum(steps) == 2 * 2 * 60
+    assert len(lengths) == 10
+    before = {path: path.stat().st_mtime_ns for path in Path("runs/r-compare/store").iterdir()}
+    assert main(command) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in Path("runs/r-compare/store").iterdir()}
+
+
+def test_tuning_by_optuna_repeats_itself(toy):
+    pytest.importorskip("optuna")
+    tune = {"lr": 5}
+    first = compare.compare("r.toml", {"words": [1]}, Path("a"), budget="steps=100", tune=tune, tuner="optuna")
+    again = compare.compare("r.toml", {"words": [1]}, Path("b"), budget="steps=100", tune=tune, tuner="optuna")
+    assert first["variants"][0]["tuned"] == again["variants"][0]["tuned"]
+    assert len(list(Path("a/store").glob("train-*"))) == 6
+    assert first["variants"][0]["tuned"]["train.lr"] > 1.0
+
+
+def test_tuning_needs_a_budget_and_a_key_that_is_there(toy, capsys):
+    assert main(["compare", "r.toml", "--vary", "words=1,2", "--tune", "lr=3", "--quiet"]) == 2
+    assert "--budget" in capsys.readouterr().err
+    assert main(["compare", "r.toml", "--vary", "words=1,2", "--tune", "beta=3", "--budget", "steps=60", "--quiet"]) == 2
+    assert "no 'beta' to tune" in capsys.readouterr().err
+    assert not Path("runs/r-compare/store").exists()
+
+
+def test_later_variants_are_added_to_the_earlier_ones_of_the_same_budget(toy):
+    compare.compare("r.toml", {"lr": [0.5, 1.0]}, Path("a"), budget="steps=20", seeds=2)
+    table = compare.compare("r.toml", {"lr": [2.0]}, Path("a"), budget="steps=20", seeds=2)
+    assert [row["settings"]["lr"] for row in table["variants"]] == [2.0, 1.0, 0.5]
+    other = compare.compare("r.toml", {"lr": [2.0]}, Path("a"), budget="steps=30", seeds=2)
+    assert [row["settings"]["lr"] for row in other["variants"]] == [2.0]
+
+
+def test_a_target_is_reached_where_the_first_measure_is_below_it(toy):
+    """The toy measures every five steps; the target is what the first variant ends at."""
+    table = compare.compare("r.toml", {"lr": [0.5, 2.0, 0.1]}, Path("a"), budget="steps=40", seeds=3)
+    by = {row["settings"]["lr"]: row for row in table["variants"]}
+    assert by[0.5]["steps_to_target"] == 40
+    assert by[0.5]["reached"] == 3
+    assert by[2.0]["steps_to_target"] in (10, 15)
+    assert by[2.0]["tokens_to_target"] == 100 * by[2.0]["steps_to_target"]
+    assert by[0.1]["steps_to_target"] is None
+    assert by[0.5]["interval"] == pytest.approx(4.303 * by[0.5]["spread"] / 3**0.5, rel=1e-3)
+    told = compare.compare("r.toml", {"lr": [0.5, 2.0, 0.1]}, Path("a"), budget="steps=40", seeds=3, target=0.0)
+    assert all(row["steps_to_target"] is None for row in told["variants"])
+
+
+def test_the_median_over_seeds_is_what_counts_to_a_target():
+    def curve(step):
+        made = Curve("x")
+        made.steps = [{"step": step, "tokens": 10 * step, "seconds": step}]
+        made.evaluations = [{"step": step, "tokens": 10 * step, "evaluation": {"bits_per_byte": {"a": 1.0}}}]
+        return made
+
+    missed = Curve("x")
+    variant = compare_table.Variant({}, curves=[curve(10), curve(30), missed], infos=[{"flops_per_token": 5}] * 3)
+    assert compare_table.to_target(variant, 1.0)["steps_to_target"] == 30
+    assert compare_table.to_target(variant, 1.0)["flops_to_target"] == 1500
+    variant = compare_table.Variant({}, curves=[curve(10), missed, missed], infos=[{}] * 3)
+    assert compare_table.to_target(variant, 1.0)["steps_to_target"] is None
+
+
+def test_memory_is_a_limit_and_the_frontier_is_what_none_beats(toy):
+    table = compare.compare("r.toml", {"lr": [0.5, 2.0]}, Path("a"), budget="steps=20,memory=50M")
+    assert all(row["over"] and "more than 50 MB" in row["verdict"] for row in table["variants"])
+    assert (Path("a") / "pareto_memory.png").stat().st_size > 1000
+    points = {"a": (1.0, 3.0), "b": (2.0, 2.0), "c": (3.0, 2.5), "d": (2.0, 2.0), "e": (4.0, 1.0)}
+    assert compare_page.pareto(points) == ["a", "b", "d", "e"]
 
 
 def test_values_with_commas_inside():
-    assert compare.parse_vary(["a=[1, 2],[3]", "b={ c = 1, d = 2 },x", 'e="p,q",r']) == {
+    assert compare_options.parse_vary(["a=[1, 2],[3]", "b={ c = 1, d = 2 },x", 'e="p,q",r']) == {
         "a": [[1, 2], [3]],
         "b": [{"c": 1, "d": 2}, "x"],
         "e": ["p,q", "r"],
