@@ -34,7 +34,7 @@ from bessemer.models.families.decoder import Decoder
 
 C = SHAPES["tiny"]
 MODEL = {"name": "decoder", "depth": C["depth"], "width": C["width"], "heads": C["heads"], "ffn": C["ffn"], "qk_norm": "none", "length": C["length"]}
-RATES, SHARES = (1e-3, 2e-3, 4e-3), (1 / 1.6, 1 / 2, 1 / 2.5)
+RATES, SHARES = (2e-3, 4e-3, 8e-3), (1 / 1.6, 1 / 2, 1 / 2.5)
 
 
 def by_hand(store: Path, rate: float, seconds: float) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Does the best learning rate carry over? The same sweep at depth 4 and at depth 12, everything else following from depth.
 
-    python benchmarks/transfer.py [--quick] [--aspect 16] [--tokens 300000] [--seeds 1] [--text FOLDER]
+    python benchmarks/transfer.py [--quick] [--aspect 16] [--tokens 300000] [--seeds 1]
 
 The width is `aspect` x depth (the recipe's own dial has 64; 16 fits an hour of two cores), heads of 16. Both optimizers' rates are
 multiplied by the same factor. The best factor is the vertex of a parabola through the best grid point and its two neighbours, in
@@ -78,11 +78,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=600_000)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--optim", choices=["muon", "adamw"], default="muon")
+    parser.add_argument(
+        "--factors", type=float, nargs="+", default=[2.0 ** (k / 2) for k in range(-4, 5)], help="what the default rates are multiplied by"
+    )
     parser.add_argument("--depths", type=int, nargs="+", default=[4, 12])
     given = parser.parse_args()
     steps = 8 if given.quick else given.tokens // (LENGTH * ROWS)
     depths = [1, 2] if given.quick else given.depths
-    factors = [2.0**k for k in ((-1, 0, 1) if given.quick else (-2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2))]
+    factors = [0.5, 1.0, 2.0] if given.quick else given.factors
     data, began = text(8), time.time()
     table: dict[int, list[float]] = {}
     for depth in depths:
