@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -99,7 +99,8 @@ class Run:
 
         The counts are what the model's outputs counted (core/batch.py), over all batches and ranks; every rank does the same with the same.
         """
-        for module in self.model.modules():
+        modules: Iterator[Any] = self.model.modules()
+        for module in modules:
             if hasattr(module, "after_step"):
                 module.after_step(self.progress, self.optimizers, result.counts)
 
