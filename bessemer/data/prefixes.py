@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from bessemer.core.errors import RecipeError, neighbours
 from bessemer.data.rows import Array
 from bessemer.data.tokens import Tokens
 
@@ -77,20 +76,17 @@ def by_facts(tokens: Tokens, facts: list[str], encode: Callable[[Mapping[str, st
     """The prefixes that follow from facts about documents, each different combination encoded once.
 
     Args:
-        facts: what is told of each document: "domain", "source".
+        facts: what is told of each document: "domain", "source", and what else the store keeps (`tokenize.facts`).
         encode: the tokens for one combination.
 
     Returns:
         ids and which, as in `Prefixes`.
 
     Raises:
-        RecipeError: there is no such fact.
+        DataError: the store keeps no such fact.
     """
-    known = {"domain": (tokens.domain, tokens.domains), "source": (tokens.source, tokens.sources)}
-    for name in facts:
-        if name not in known:
-            raise RecipeError(f"the store knows no '{name}' of its documents", key="condition.facts", mend=neighbours(name, known))
+    known = {name: tokens.fact(name) for name in facts}
     numbers = np.stack([np.zeros(len(tokens.lengths), dtype=np.int64), *(known[name][0].astype(np.int64) for name in facts)], axis=1)
     found, which = np.unique(numbers, axis=0, return_inverse=True)
-    told = [{name: known[name][1][value] for name, value in zip(facts, row[1:].tolist(), strict=True)} for row in found]
+    told = [{name: value for name, number in zip(facts, row[1:].tolist(), strict=True) if (value := known[name][1][number])} for row in found]
     return [np.array(encode(each), dtype=np.int64) for each in told], which.reshape(-1).astype(np.int64)

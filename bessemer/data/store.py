@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow
@@ -33,6 +35,7 @@ def write_store(
     held_out: float = 0.01,
     shard_megabytes: int = 8,
     reuse: str | Path | None = None,
+    facts: Sequence[str] = (),
     engine: workers.Engine = "local",
     processes: int | Auto = "auto",
     on_done: Callable[[int, int], None] | None = None,
@@ -45,6 +48,7 @@ def write_store(
     Args:
         held_out: the fraction of documents, by the hash of their text, that make the held-out split.
         reuse: an earlier store's folder; shards of the same text are copied from it.
+        facts: keys of the documents' metadata to keep beside the tokens.
         on_done: called as each shard ends with (bytes of text, tokens) so far.
 
     Raises:
@@ -65,6 +69,7 @@ def write_store(
             "reuse": str(earlier.folder) if earlier else None,
             "source": source,
             "groups": groups,
+            "facts": list(facts),
         }
         for source, groups in _cut(corpus, shard_megabytes << 20)
     ]
@@ -78,7 +83,7 @@ def write_store(
 
     with workers.Pool(engine, processes) as pool:
         made = pool.run(encode_shard, units, on_done=told)
-    return _finish(out, tokenizer, made, held_out)
+    return _finish(out, tokenizer, made, held_out, list(facts))
 
 
 def _cut(corpus: Corpus, most: int) -> Iterator[tuple[str, list[tuple[str, int]]]]:
@@ -121,12 +126,12 @@ def _parquet(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
 
 
 def encode_shard(
-    *, corpus: str, tokenizer: str, fingerprint: str, out: str, reuse: str | None, source: str, groups: list[tuple[str, int]]
+    *, corpus: str, tokenizer: str, fingerprint: str, out: str, reuse: str | None, source: str, groups: list[tuple[str, int]], facts: list[str]
 ) -> dict[str, Any]:
     """Tokenizes one shard, in whatever process: writes `KEY.tokens`, then `KEY.npy`; returns its entry of tokens.json."""
-    texts, domains = _read(Path(corpus), source, groups)
+    texts, domains, told = _read(Path(corpus), source, groups, facts)
     names = list(dict.fromkeys(domains))
-    key = _key(fingerprint, texts, domains)
+    key = _key(fingerprint, texts, domains, told)
     place = Path(out) / SHARDS
     size = sum(len(text) for text in texts)
     entry = {"key": key, "source": source, "domains": names, "documents": len(texts), "bytes": size}
@@ -134,7 +139,7 @@ def encode_shard(
         found = _whole(folder, key)
         if found is not None:
             if folder != place:
-                for name in (f"{key}.tokens", f"{key}.npy"):
+                for name in [f"{key}.tokens", *([f"{key}.facts.json"] if facts else []), f"{key}.npy"]:
                     _copy(folder / name, place / name)
             return entry | {"tokens": found, "taken": True}
     coder = _load(tokenizer, fingerprint)
@@ -145,29 +150,46 @@ def encode_shard(
     index["domain"] = [names.index(domain) for domain in domains]
     index["hash"] = [xxhash.xxh3_64_intdigest(text) for text in texts]
     files.write(place / f"{key}.tokens", ids.astype(dtype).tobytes())
+    if facts:
+        files.write_json(place / f"{key}.facts.json", told)
     buffer = io.BytesIO()
     np.save(buffer, index, allow_pickle=False)
     files.write(place / f"{key}.npy", buffer.getvalue())
     return entry | {"tokens": len(ids), "taken": False}
 
 
-def _read(corpus: Path, source: str, groups: list[tuple[str, int]]) -> tuple[list[bytes], list[str]]:
+def _read(corpus: Path, source: str, groups: list[tuple[str, int]], facts: list[str]) -> tuple[list[bytes], list[str], dict[str, Any]]:
+    """The texts of some row groups that are of one source, their domains, and of each fact its values and each text's number among them."""
     texts: list[bytes] = []
     domains: list[str] = []
+    told: dict[str, Any] = {name: {"values": {}, "numbers": []} for name in facts}
     for name, group in groups:
         with _parquet(corpus / "shards" / name) as file:
-            table = file.read_row_group(group, columns=["text", "source", "domain"])
+            table = file.read_row_group(group, columns=["text", "source", "domain", *(["metadata"] if facts else [])])
         table = table.filter(pyarrow.compute.equal(table.column("source"), source))
         texts += table.column("text").cast(pyarrow.binary()).to_pylist()
         domains += table.column("domain").to_pylist()
-    return texts, domains
+        for metadata in table.column("metadata").to_pylist() if facts else ():
+            _tell(told, json.loads(metadata))
+    return texts, domains, {name: {"values": list(known["values"]), "numbers": known["numbers"]} for name, known in told.items()}
 
 
-def _key(fingerprint: str, texts: list[bytes], domains: list[str]) -> str:
+def _tell(told: dict[str, Any], metadata: dict[str, Any]) -> None:
+    """Adds one document's facts; what it doesn't say is the empty value, and of an address only the host is kept."""
+    for name, known in told.items():
+        value = "" if metadata.get(name) is None else str(metadata[name])
+        if "://" in value:
+            value = urlsplit(value).netloc or value
+        known["numbers"].append(known["values"].setdefault(value, len(known["values"])))
+
+
+def _key(fingerprint: str, texts: list[bytes], domains: list[str], told: dict[str, Any]) -> str:
     digest = xxhash.xxh3_128(fingerprint.encode())
     for text, domain in zip(texts, domains, strict=True):
         digest.update(f"{len(text)} {len(domain)} {domain} ".encode())
         digest.update(text)
+    if told:
+        digest.update(json.dumps(told).encode())
     return digest.hexdigest()
 
 
@@ -199,9 +221,9 @@ def _load(folder: str, fingerprint: str) -> Tokenizer:
     return found
 
 
-def _finish(out: Path, tokenizer: Tokenizer, made: list[dict[str, Any]], held_out: float) -> dict[str, Any]:
+def _finish(out: Path, tokenizer: Tokenizer, made: list[dict[str, Any]], held_out: float, facts: list[str]) -> dict[str, Any]:
     """Writes what binds the shards together and removes what no shard of this store is."""
-    kept = {f"{entry['key']}{ending}" for entry in made for ending in (".tokens", ".npy")}
+    kept = {f"{entry['key']}{ending}" for entry in made for ending in (".tokens", ".npy", *([".facts.json"] if facts else []))}
     for path in (out / SHARDS).iterdir():
         if path.name not in kept:
             path.unlink()
@@ -219,6 +241,7 @@ def _finish(out: Path, tokenizer: Tokenizer, made: list[dict[str, Any]], held_ou
         "held_out": held_out,
         "sources": list(dict.fromkeys(entry["source"] for entry in made)),
         "domains": sorted({name for entry in made for name in entry["domains"]}),
+        "facts": facts,
         "shards": [{name: entry[name] for name in shown} for entry in made],
     }
     files.write_json(out / META, meta)

@@ -40,6 +40,7 @@ class Tokens(Artifact):
         bytes: int64 [documents], UTF-8 bytes of each document's text.
         source, domain: int32 [documents].
         held_out: bool [documents].
+        facts: names of what `fact` can tell of each document.
     """
 
     kind = "tokens"
@@ -52,6 +53,7 @@ class Tokens(Artifact):
         self.dtype = np.dtype(meta["dtype"])
         self.sources: list[str] = meta["sources"]
         self.domains: list[str] = meta["domains"]
+        self.facts: list[str] = ["domain", "source", *meta.get("facts", [])]
         self._read_index()
         self._shard = lru_cache(_OPEN)(self._map)
 
@@ -118,6 +120,32 @@ class Tokens(Artifact):
             chosen = self.documents(split, "domain", name)
             found[name] = {"documents": len(chosen), "tokens": int(self.lengths[chosen].sum()), "bytes": int(self.bytes[chosen].sum())}
         return found
+
+    def fact(self, name: str) -> tuple[Array, list[str]]:
+        """What is known of each document: int64 [documents], numbers of values, and the values.
+
+        Raises:
+            DataError: the store keeps no such fact, or a shard's file of them is torn.
+        """
+        if name in ("domain", "source"):
+            return (self.domain, self.domains) if name == "domain" else (self.source, self.sources)
+        if name not in self.facts:
+            problem = f"the store keeps no '{name}' of its documents, but {', '.join(self.facts)}"
+            raise DataError(problem, file=self.folder, key="facts", mend=f'tokenize with facts = ["{name}"]')
+        values: dict[str, int] = {}
+        numbers = [np.zeros(0, dtype=np.int64)]
+        for shard in self.meta["shards"]:
+            path = self.folder / SHARDS / f"{shard['key']}.facts.json"
+            try:
+                told = files.read_json(path)[name]
+                here = [values.setdefault(value, len(values)) for value in told["values"]]
+                numbers.append(np.array(here, dtype=np.int64)[np.array(told["numbers"], dtype=np.int64)])
+            except (KeyError, TypeError, IndexError):
+                raise ArtifactError(f"doesn't say '{name}' of its documents", file=path) from None
+        found = np.concatenate(numbers)
+        if len(found) != len(self.lengths):
+            raise ArtifactError(f"says '{name}' of {len(found)} documents, and there are {len(self.lengths)}", file=self.folder)
+        return found, list(values)
 
     def read(self, document: int) -> Array:
         """int64: one document's tokens, the end included."""

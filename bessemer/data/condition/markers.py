@@ -26,12 +26,13 @@ def markers(tokenizer: Tokenizer, tokens: Tokens, seed: int, *, facts: list[str]
         tokenizer: encodes the tags.
         tokens: the store they are for.
         seed: keys what is left out.
-        facts: what is tagged: "source", "domain".
+        facts: what is tagged: "source", "domain", or what else `tokenize.facts` keeps.
         drop: the chance of each tag to be left out.
         learned: whether tags are targets.
 
     Raises:
-        RecipeError: a fact is unknown, or the chance is none.
+        RecipeError: there is no fact, or the chance is none.
+        DataError: the store keeps no such fact.
     """
     if not facts:
         raise RecipeError("there is nothing to tag", key="condition.facts", mend="name source, domain or both")

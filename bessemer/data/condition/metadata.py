@@ -18,15 +18,18 @@ def metadata(tokenizer: Tokenizer, tokens: Tokens, seed: int, *, facts: list[str
     Args:
         tokenizer: encodes the prefixes.
         tokens: the store they are for.
-        facts: what is told: "source", "domain".
+        facts: what is told: "source", "domain", or what else `tokenize.facts` keeps ("url" is the paper's); what a document lacks is left out.
         cooldown: the last fraction of the run, in which nothing is told.
 
     Raises:
-        RecipeError: a fact is unknown, or the cooldown is no fraction.
+        RecipeError: there is no fact, or the cooldown is no fraction.
+        DataError: the store keeps no such fact.
     """
     if not facts:
         raise RecipeError("there is nothing to tell", key="condition.facts", mend="name source, domain or both")
     if not 0 <= cooldown < 1:
         raise RecipeError(f"a fraction from 0 to below 1 is wanted, and {cooldown} is given", key="condition.cooldown")
-    ids, which = by_facts(tokens, facts, lambda told: tokenizer.encode("".join(f"{name}: {value}\n" for name, value in told.items()) + "\n"))
+    ids, which = by_facts(
+        tokens, facts, lambda told: tokenizer.encode("".join(f"{name}: {value}\n" for name, value in told.items()) + "\n" * bool(told))
+    )
     return Prefixes(ids, which, cooldown=cooldown)

@@ -25,6 +25,7 @@ def tokenize(
     held_out: float = 0.01,
     shard_megabytes: int = 8,
     reuse: str | None = None,
+    facts: list[str] = [],
     engine: Engine = "local",
     processes: int | Auto = "auto",
 ) -> Tokens:
@@ -36,6 +37,7 @@ def tokenize(
         held_out: the fraction of documents kept from training; by a hash of the text, so a document never changes side.
         shard_megabytes: text in one shard; raise it for corpora beyond some hundred gigabytes.
         reuse: an earlier store's folder: shards of the same text are copied from it, and only what is new is tokenized.
+        facts: keys of the documents' metadata to keep for conditions (data/condition), such as "url", of which the host is kept.
         engine: "local" processes, or a "ray" cluster.
         processes: how many at once; "auto" is one per core.
     """
@@ -57,6 +59,7 @@ def tokenize(
         held_out=held_out,
         shard_megabytes=shard_megabytes,
         reuse=reuse,
+        facts=facts,
         engine=engine,
         processes=processes,
         on_done=told,

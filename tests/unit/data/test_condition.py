@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from bessemer.core.errors import RecipeError
+from bessemer.core.errors import DataError, RecipeError
 from bessemer.core.progress import Progress
 from bessemer.core.registry import choose
+from bessemer.data.corpus import write_corpus
+from bessemer.data.document import Document
 from bessemer.data.loader import Loader
 from tests.unit.data.test_loader import same, stretches
-from tests.unit.data.token_stores import small_tokenizer, small_tokens
+from tests.unit.data.token_stores import small_tokenizer, small_tokens, store
 
 
 def prefixes(name, **options):
@@ -92,7 +94,6 @@ def test_two_markers_are_dropped_independently():
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("metadata", {"facts": ["url"]}, "no 'url'"),
         ("metadata", {"facts": []}, "nothing to tell"),
         ("metadata", {"cooldown": 1.0}, "below 1"),
         ("markers", {"drop": 1.0}, "below 1"),
@@ -102,3 +103,26 @@ def test_two_markers_are_dropped_independently():
 def test_options_that_cannot_be_are_refused(name, options, says):
     with pytest.raises(RecipeError, match=says):
         prefixes(name, **options)
+
+
+def test_the_store_keeps_hosts_and_what_else_it_is_told(tmp_path):
+    told = [{"url": "https://en.wikipedia.org/wiki/Row", "year": 2020}, {"url": "http://docs.python.org/3"}, {}]
+    texts = [Document(f"text number {n} of some length", "web", "prose", str(n), told[n % 3]) for n in range(30)]
+    made = store(write_corpus(tmp_path / "corpus", texts), small_tokenizer(), facts=["url", "year"])
+    numbers, values = made.fact("url")
+    found = {tuple(made.read(d)): values[numbers[d]] for d in range(30)}
+    wanted = ["en.wikipedia.org", "docs.python.org", ""]
+    assert all(found[(*small_tokenizer().encode(text.text), made.end)] == wanted[n % 3] for n, text in enumerate(texts))
+    found = choose("data/condition", {"name": "metadata", "facts": ["url", "year"]})(small_tokenizer(), made, 0)
+    said = {small_tokenizer().decode(ids.tolist()) for ids in found.ids}
+    assert said == {"url: en.wikipedia.org\nyear: 2020\n\n", "url: docs.python.org\n\n", ""}
+    again = store(write_corpus(tmp_path / "again", texts), small_tokenizer(), facts=["url", "year"], reuse=str(made.folder))
+    assert again.fact("url")[0].tolist() == made.fact("url")[0].tolist()
+    assert again.info["shards_taken_over"] == again.info["shards"]
+    bare = store(write_corpus(tmp_path / "bare", texts), small_tokenizer(), reuse=str(made.folder))
+    assert bare.facts == ["domain", "source"]
+
+
+def test_a_fact_the_store_does_not_keep_is_told_how_to_be_kept():
+    with pytest.raises(DataError, match=r"tokenize with facts = \[\"url\"\]"):
+        prefixes("metadata", facts=["url"])
