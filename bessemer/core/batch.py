@@ -25,6 +25,7 @@ class Batch:
         positions: int64 [rows, length], starting again from 0 at each document.
         segments: int64 [rows, length], a number for each document of a row from 1 on; 0 marks padding. Attention
             stays inside equal segments. None when each row is one document.
+        first: what an objective does with the batch as the first thing of the model's pass, on its device; None: nothing.
         open: bool [rows, length], columns that every token of their segment may look at, later ones too. None: attention is
             causal; all True: it is bidirectional; True on a segment's beginning: that is a prefix.
         targets: int64 [rows, length], the token that follows, meaningless where every weight is 0.
@@ -47,6 +48,7 @@ class Batch:
     sources: Tensor | None = None
     task: str = "text"
     open: Tensor | None = None
+    first: Callable[[Batch], Batch] | None = None
     spread: Any = None
 
     @property
@@ -86,9 +88,20 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         return self.map(lambda value: value.to(device, non_blocking=True))
 
-    def blank(self) -> Batch:
-        """One row of padding in the form of this batch, which counts for nothing: what a rank without rows computes."""
-        return self.map(lambda value: value.new_zeros((1, *value.shape[1:])))
+    def blank(self, rows: int = 1) -> Batch:
+        """Rows of padding in the form of this batch, which count for nothing: what a rank without rows computes."""
+        return replace(self, segments=torch.zeros_like(self.tokens)).map(lambda value: value.new_zeros((rows, *value.shape[1:])))
+
+    def padded(self, rows: int) -> Batch:
+        """This batch with rows of padding at its end, `rows` in all."""
+        if rows == self.rows:
+            return self
+        whole = replace(self, segments=torch.ones_like(self.tokens) if self.segments is None else self.segments)
+        return whole.map(lambda value: torch.cat((value, value.new_zeros((rows - self.rows, *value.shape[1:])))))
+
+    def without_inputs(self) -> Batch:
+        """This batch without vectors to be laid among the tokens: for what begins with hidden states."""
+        return replace(self, streams={name: value for name, value in self.streams.items() if not name.startswith("vectors")})
 
     def later(self, values: Tensor, number: int) -> Tensor:
         """What stands `number` columns further on in the rows of one of this batch's tensors [rows, length], and 0 beyond their ends."""
@@ -108,6 +121,7 @@ class Outputs:
     Attributes:
         hidden: [rows, length, width], the trunk's last state, after its final norm.
         head: maps hidden states to logits; objectives call it on chunks so the full logits are never held.
+        batch: the batch as the trunk read it, which is what an objective goes by that changed it on the way; None: as it was given.
         again: another pass of the same trunk over another batch, for objectives that need two.
         extras: anything else objectives may read, by name (further heads' states).
         terms: what the model itself adds to the loss, whatever the objective (a router's balance).
@@ -118,6 +132,7 @@ class Outputs:
     hidden: Tensor
     head: torch.nn.Module
     again: Callable[[Batch], Outputs] | None = None
+    batch: Batch | None = None
     extras: dict[str, Tensor] = field(default_factory=dict)
     terms: Terms = field(default_factory=Terms)
     counts: dict[str, Tensor] = field(default_factory=dict)

@@ -178,6 +178,14 @@ class World:
             self._groups[axes] = dist.group.WORLD if whole else dist.new_group(members, timeout=TIMEOUT, use_local_synchronization=True)
         return self._groups[axes]
 
+    def pair(self, places: list[int]) -> Any:
+        """The process group of the ranks at these places of the pipe axis, of which this rank is one."""
+        key = ("pipe", *map(str, places))
+        if key not in self._groups:
+            members = [self.mesh.members(self.rank, "pipe")[place] for place in places]
+            self._groups[key] = dist.new_group(members, timeout=TIMEOUT, use_local_synchronization=True)
+        return self._groups[key]
+
     def sum(self, values: Tensor, *axes: str) -> Tensor:
         """Adds up `values` over the ranks along these axes, in place."""
         group = self.group(*axes)

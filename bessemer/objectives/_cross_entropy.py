@@ -107,8 +107,9 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
             raise RuntimeError("the gradients of this cross-entropy were already handed out; call it again")
-        found, ctx.grads = ctx.grads, None
-        scaled = [None if each is None else each.mul_(grads[0]) for each in found]
+        again = torch._C._autograd._get_current_graph_task_keep_graph()  # a zero-bubble pipeline asks for inputs' and weights' in turn
+        found, ctx.grads = ctx.grads, ctx.grads if again else None
+        scaled = [None if each is None else each * grads[0] if again else each.mul_(grads[0]) for each in found]
         return (*scaled, None, None, None, None, None, None)
 
 

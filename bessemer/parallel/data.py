@@ -12,39 +12,46 @@ With several replicas the sharing out stays inside a replica (hybrid sharding, Z
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from bessemer.core import shards
 from bessemer.core.mesh import TOKENS, World
 from bessemer.parallel import expert
-from bessemer.parallel.tensor import runs
 
 Shard = Literal["none", "state", "grad", "full"]
 
 
-def apply(model: Any, world: World, shard: Shard, gather: torch.dtype | None) -> None:
+def apply(model: Any, world: World, shard: Shard, gather: torch.dtype | None, chains: list[list[nn.Module]], roots: Sequence[nn.Module]) -> None:
     """Shards the model's parameters, block by block and then the rest, in place.
 
     Args:
+        chains: of blocks that follow one another.
+        roots: the model, or the stages of it that lie on this rank.
         gather: the type parameters travel and are computed in; None: their own.
     """
+    again = shard == "full" and list(roots) == [model]  # stages of a pipeline keep them from forward to backward
     axes = ("replica", "shard") if world.count("replica") > 1 else ("shard",)
     policy = MixedPrecisionPolicy(param_dtype=gather, reduce_dtype=torch.float32 if gather is not None else None, cast_forward_inputs=False)
     products = expert.products(model)
     for product in products:
         placed = _placement(world.count("expert_data"))
-        fully_shard(product, mesh=world.experts[axes], reshard_after_forward=shard == "full", mp_policy=policy, shard_placement_fn=placed)
-    chains = [block for run in runs(model) for block in run]
-    for block in chains:
-        fully_shard(block, mesh=world.parameters[axes], reshard_after_forward=shard == "full", mp_policy=policy)
-    fully_shard(model, mesh=world.parameters[axes], reshard_after_forward=False, mp_policy=policy)
-    for module in (*products, *chains, model):
+        fully_shard(product, mesh=world.experts[axes], reshard_after_forward=again, mp_policy=policy, shard_placement_fn=placed)
+    blocks: list[Any] = [block for chain in chains for block in chain]
+    for block in blocks:
+        fully_shard(block, mesh=world.parameters[axes], reshard_after_forward=again, mp_policy=policy)
+    for root in roots:
+        fully_shard(root, mesh=world.parameters[axes], reshard_after_forward=False, mp_policy=policy)
+    wrapped: list[Any] = [*products, *blocks, *roots]
+    for module in wrapped:
         module.set_gradient_divide_factor(1.0)  # gradients are sums: the engine has divided by global counts
         module.set_force_sum_reduction_for_comms(True)
-    for before, after in zip(chains, chains[1:], strict=False):
+    for before, after in pairwise(blocks):
         before.set_modules_to_forward_prefetch([after])
         after.set_modules_to_backward_prefetch([before])
 

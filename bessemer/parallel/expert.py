@@ -77,11 +77,16 @@ class Exchange:
         taken = torch.empty_like(sent)
         dist.all_to_all_single(taken, sent, group=self.group)
         out, back = sent.sum(1).tolist(), taken.sum(1).tolist()
-        arrived = _AllToAll.apply(rows, back, out, self.group)
+        arrived = all_to_all(rows, back, out, self.group)
         expert = torch.arange(taken.shape[1], device=rows.device).repeat(taken.shape[0]).repeat_interleave(taken.flatten())
         order = expert.argsort(stable=True)
         found = compute(arrived.index_select(0, order), taken.sum(0))
-        return _AllToAll.apply(torch.zeros_like(found).index_copy(0, order, found), out, back, self.group)
+        return all_to_all(torch.zeros_like(found).index_copy(0, order, found), out, back, self.group)
+
+
+def all_to_all(rows: Tensor, taken: list[int], sent: list[int], group: Any) -> Tensor:
+    """Sends so many rows to each rank of the group and gets so many from each; gradients go back the same way."""
+    return _AllToAll.apply(rows, taken, sent, group)
 
 
 class _AllToAll(torch.autograd.Function):

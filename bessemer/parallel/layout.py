@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from bessemer.core import shards
+from bessemer.core import device, shards
 from bessemer.core.batch import Batch
 from bessemer.core.mesh import AXES, World
+from bessemer.parallel.pipeline import Pipeline
 from bessemer.parallel.context.columns import Axis
 
 
@@ -26,6 +27,7 @@ class Layout:
         model: the model, its parameters already this rank's.
         partial: axes -> the parameters whose gradients, after the last micro-batch, are still to be summed along these axes.
         parts: parameter name -> rows of the matrices stacked in it, for those that tensor parallelism cuts part by part.
+        stages: this rank's part of a pipeline, if there is one.
         unsharded: whether gradients are kept whole until the last micro-batch, and sharded only then.
         gathered: whether parameters stay whole between the micro-batches of a step.
         columns: the ranks that share the columns of every row, or None.
@@ -35,6 +37,7 @@ class Layout:
     model: nn.Module
     partial: dict[tuple[str, ...], list[nn.Parameter]] = field(default_factory=dict)
     parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    stages: Pipeline | None = None
     unsharded: bool = False
     gathered: bool = False
     columns: Axis | None = None
@@ -46,6 +49,11 @@ class Layout:
             RecipeError: it has something without columns.
         """
         return batch if self.columns is None else self.columns.cut(batch)
+
+    @property
+    def roots(self) -> list[nn.Module]:
+        """What is sharded as a whole: the model, or this rank's stages of it."""
+        return [self.model] if self.stages is None else list(self.stages.stages)
 
     def before_micro_batch(self, last: bool) -> None:
         """Tells the data axis whether another micro-batch of the step follows."""
@@ -60,13 +68,23 @@ class Layout:
             group = self.world.group(*axes)
             if group is not None:
                 _sum([shards.local(p.grad) for p in parameters if p.grad is not None], group)
+        if self.stages is not None:
+            self._sum_shared(self.stages)
         self.settle()
 
     def settle(self) -> None:
         """Parameters back in shards, as they are between steps; a forward pass alone leaves some whole."""
-        for module in self.model.modules() if isinstance(self.model, FSDPModule) else ():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        for root in self.roots:
+            for module in root.modules() if isinstance(root, FSDPModule) else ():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
+    def _sum_shared(self, stages: Pipeline) -> None:
+        """Adds up the gradients of parameters that the first and the last stage both hold."""
+        shared, ranks = stages.shared()
+        gradients = [shards.local(p.grad) for p in shared if p.grad is not None]
+        if gradients:
+            _sum(gradients, self.world.pair(ranks))
 
     def norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """The norm of the whole gradient, 0-d, the same on every rank."""
@@ -87,16 +105,38 @@ class Layout:
 
     def whole(self, gradients: bool = False) -> Iterator[tuple[str, Tensor]]:
         """Every parameter of the model by name, or its gradient, whole, as one process would hold it; all ranks go through them together."""
+        owners = {} if self.stages is None else self._owners()
         for name, parameter in self.model.named_parameters():
             value = parameter.grad if gradients else parameter.detach()
-            if value is not None:
-                yield name, shards.whole(value, self.parts.get(name, ()))
+            found = None if value is None or value.is_meta else shards.whole(value, self.parts.get(name, ()))
+            if self.stages is not None:
+                found = torch.zeros(parameter.shape, dtype=parameter.dtype, device=device.device()) if found is None else found.contiguous()
+                torch.distributed.broadcast(found, group=self.world.group("pipe"), group_src=owners[name])
+            if found is not None:
+                yield name, found
+
+    def _owners(self) -> dict[str, int]:
+        """The first rank along the pipe axis that holds each parameter, by name."""
+        pairs = [(name, self.world.index("pipe")) for name, p in self.model.named_parameters() if not p.is_meta]
+        return {name: rank for name, rank in reversed(self.world.joined(pairs, "pipe"))}
+
+    def merged(self, plain: dict[str, Any]) -> dict[str, Any]:
+        """A state's plain values with those of all stages (train/checkpoint_state.py), on every rank."""
+        if self.stages is None:
+            return plain
+        every = self.world.joined([plain["optimizers"]], "pipe")
+        for number, rows in enumerate(plain["optimizers"]):
+            rows["state"] = {name: entries for other in every for name, entries in other[number]["state"].items()}
+            for place, group in enumerate(rows["groups"]):
+                group["parameters"] = sorted({name for other in every for name in other[number]["groups"][place]["parameters"]})
+        return plain
 
     def _by_holders(self, parameters: Iterable[nn.Parameter]) -> list[tuple[int, list[Tensor]]]:
         found: dict[int, list[Tensor]] = {}
+        twice = set() if self.stages is None else {id(p) for p in self.stages.shared()[0]}
         for parameter in parameters:
             if parameter.grad is not None:
-                holders = self.world.mesh.ranks // (self.world.mesh.pipe * shards.pieces(parameter))
+                holders = self.world.mesh.ranks // (self.world.mesh.pipe * shards.pieces(parameter)) * (2 if id(parameter) in twice else 1)
                 found.setdefault(holders, []).append(shards.local(parameter.grad))
         return sorted(found.items())
 

@@ -10,7 +10,7 @@ import torch
 from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import TOKENS, World
 from bessemer.models.reparameterized import Counting, matrices
-from bessemer.parallel import data, expert, tensor
+from bessemer.parallel import data, expert, pipeline, tensor
 from bessemer.parallel.context.columns import Axis, Method
 from bessemer.parallel.layout import Layout
 
@@ -21,6 +21,7 @@ class Parallel(pydantic.BaseModel):
     Attributes:
         shard: what is shared out along the data axis: "full", "grad", "state" or "none" (parallel/data.py).
         context: how attention works across the columns of the ranks (parallel/context/columns.py).
+        pipe: the schedule of a pipeline: "gpipe", "1f1b", "interleaved", "zb1p", "zbv" or "dualpipev" (parallel/pipeline.py).
         gather: whether parameters travel in the type of the matrix products ("compute") or in their own ("own").
     """
 
@@ -28,11 +29,12 @@ class Parallel(pydantic.BaseModel):
 
     shard: data.Shard = "full"
     context: Method = "auto"
+    pipe: pipeline.Schedule = "1f1b"
     gather: str = pydantic.Field(default="own", pattern="^(own|compute)$")
 
 
 def spread(model: Any, world: World, options: Parallel, *, compile: bool = False, dtype: torch.dtype = torch.float32) -> Layout:
-    """Spreads a model over the mesh: tensor, expert, context, compile, data.
+    """Spreads a model over the mesh: pipeline, tensor, expert, context, compile, data.
 
     Args:
         model: whole, the same on every rank; changed in place.
@@ -45,9 +47,14 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
     _check_reparameterized(model, world, options)
     layout = Layout(world, model)
     inner: list[torch.nn.Parameter] = []
+    chains = list(tensor.runs(model))
+    if world.count("pipe") > 1:
+        layout.stages = pipeline.Pipeline(model, world, options.pipe)
+        chains = layout.stages.runs
+        _check_stages(layout.stages, world, options)
     routed = world.count("expert") * world.count("expert_tensor") > 1
     if world.count("tensor") > 1 or (routed and not data.wanted(world, options.shard)):  # optimizers want all parameters of one kind
-        inner, layout.parts = tensor.apply(model, world)
+        inner, layout.parts = tensor.apply(model, world, chains)
     if routed or (world.count("tensor") > 1 and expert.products(model)):
         expert.apply(model, world)
     if world.count("context") > 1:
@@ -58,18 +65,25 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
     if data.wanted(world, options.shard):
         names = {id(p): name for name, p in model.named_parameters()}
         inner_names = {names[id(p)] for p in inner}
-        data.apply(model, world, options.shard, dtype if options.gather == "compute" and dtype != torch.float32 else None)
+        travelling = dtype if options.gather == "compute" and dtype != torch.float32 else None
+        data.apply(model, world, options.shard, travelling, chains, layout.roots)
         inner = [p for name, p in model.named_parameters() if name in inner_names]
         layout.gathered, layout.unsharded = options.shard in ("grad", "state"), options.shard == "state"
         outer: list[torch.nn.Parameter] = []
     else:
         experts = [p for product in expert.products(model) for p in product.parameters()]
         held = {id(p) for p in experts}
-        outer = [p for p in model.parameters() if world.count(*TOKENS) > 1 and id(p) not in held]
+        outer = [p for p in model.parameters() if not p.is_meta and world.count(*TOKENS) > 1 and id(p) not in held]
         if world.count(*expert.AXES) > 1:
             layout.partial[expert.AXES] = experts
     _leave_partial(layout, inner, outer)
     return layout
+
+
+def _check_stages(stages: pipeline.Pipeline, world: World, options: Parallel) -> None:
+    if stages.kind.folded and (stages.model.options["tied"] or len(stages.model.ahead)) and data.wanted(world, options.shard):
+        problem = "the first and the last stage of a V lie on one rank, and can't each shard the embedding they share"
+        raise RecipeError(problem, key="parallel.pipe", mend='use parallel.shard = "none", or another schedule')
 
 
 def _check_reparameterized(model: Any, world: World, options: Parallel) -> None:

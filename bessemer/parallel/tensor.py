@@ -126,8 +126,11 @@ def check(model: Any, count: int) -> None:
                 raise RecipeError(f"{size} {what} can't be shared evenly by {count} ranks", key="mesh.tensor", mend=f"choose a divisor of {size}")
 
 
-def apply(model: Any, world: World) -> tuple[list[nn.Parameter], dict[str, tuple[int, ...]]]:
+def apply(model: Any, world: World, chains: list[list[nn.Module]]) -> tuple[list[nn.Parameter], dict[str, tuple[int, ...]]]:
     """Cuts the model along the axis, in place.
+
+    Args:
+        chains: of blocks between which hidden states are cut along the columns.
 
     Returns:
         The parameters whose gradients each rank has only for its own columns or heads; and the parts of stacked weights by name.
@@ -139,7 +142,7 @@ def apply(model: Any, world: World) -> tuple[list[nn.Parameter], dict[str, tuple
     check(model, count)
     mesh, ranks, columns = world.parameters["tensor"], along(world.group("tensor")), Columns()
     model.register_forward_pre_hook(columns.note)
-    inside = {id(part) for run in runs(model) for block in run for part in block.modules()}
+    inside = {id(part) for chain in chains for block in chain for part in block.modules()}
     names = {id(module): name for name, module in model.named_modules()}
     made: dict[int, nn.Parameter] = {}
     partial, parts = [], {}
@@ -154,10 +157,10 @@ def apply(model: Any, world: World) -> tuple[list[nn.Parameter], dict[str, tuple
             module.register_parameter(name, made[id(parameter)])
             if len(stacked) > 1:
                 parts[f"{names[id(module)]}.{name}".lstrip(".")] = tuple(stacked)
-            if id(module) in inside and name not in divided:
+            if id(module) in inside and name not in divided and not parameter.is_meta:
                 partial.append(made[id(parameter)])
         _see_local(module)
-    for run in runs(model):
+    for run in chains:
         run[0].register_forward_pre_hook(lambda _, given: (own(given[0], 1, ranks), *given[1:]))
         run[-1].register_forward_hook(lambda _, given, found: columns.only(whole(found, 1, ranks)))
     return partial, parts
@@ -196,6 +199,8 @@ def _kind(module: nn.Module, divided: dict[str, int]) -> type | None:
 
 
 def _cut(parameter: nn.Parameter, mesh: DeviceMesh, dim: int | None, parts: tuple[int, ...]) -> nn.Parameter:
+    if parameter.is_meta:  # of another stage
+        return parameter
     return nn.Parameter(shards.cut(parameter.detach(), mesh, dim, parts), requires_grad=parameter.requires_grad)
 
 

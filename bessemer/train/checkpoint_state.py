@@ -15,7 +15,7 @@ from bessemer.train.checkpoint_folder import Checkpoint
 from bessemer.train.checkpoint_pieces import in_pieces
 
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
-SWITCHES = ("params", "foreach", "fused", "capturable", "differentiable")  # how a machine does it, not what it does
+SWITCHES = ("params", "names", "parts", "foreach", "fused", "capturable", "differentiable")  # how a machine does it, not what it does
 
 
 def state_of(
@@ -67,7 +67,7 @@ def restore(
     """
     plain, optimizers = checkpoint.plain, list(optimizers)
     tensors, _ = _model_state(model)
-    _check_model(checkpoint, tensors)
+    _check_model(checkpoint, tensors, {f"model.{_clean(name)}" for name, value in model.named_parameters() if value.is_meta})
     saved = plain.get("optimizers", [])
     if len(saved) != len(optimizers):
         problem = f"holds {len(saved)} optimizers and this run has {len(optimizers)}"
@@ -92,6 +92,8 @@ def _model_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             extra[name] = value
+        elif value.is_meta:  # another stage of a pipeline holds it
+            continue
         elif id(value) not in seen:
             seen.add(id(value))
             tensors[f"model.{_clean(name)}"] = value
@@ -141,17 +143,21 @@ def _remake(
 ) -> tuple[dict[Tensor, dict[str, Any]], list[dict[str, Any]]]:
     """The state and the group options an optimizer will have; the tensors in them are put into `tensors`, to be filled."""
     names = {parameter: name for name, parameter in parameters.items()}
+    elsewhere = {name for name, parameter in parameters.items() if parameter.is_meta}
     mend = "give the same optim options as the run that saved it, or begin a new run with --out"
     if rows["kind"] != type(optimizer).__name__:
         raise ArtifactError(f"holds the state of {rows['kind']} where this run has {type(optimizer).__name__}", file=checkpoint.folder, mend=mend)
     here = [[_name(p, names, optimizer) for p in group["params"]] for group in optimizer.param_groups]
     there = [group["parameters"] for group in rows["groups"]]
-    if here != there:
+    if any(sorted(set(names_there) - elsewhere) != sorted(names_here) for names_here, names_there in zip(here, there, strict=False)) or len(
+        here
+    ) != len(there):
         text = f"groups the parameters of {rows['kind']} otherwise: {[len(g) for g in there]} in the checkpoint, {[len(g) for g in here]} here"
         raise ArtifactError(text, file=checkpoint.folder, mend=mend)
     state: dict[Tensor, dict[str, Any]] = {}
+    wanted = {name: entries for name, entries in rows["state"].items() if name not in elsewhere}
     group_of = {name: group for group, members in zip(optimizer.param_groups, here, strict=True) for name in members}
-    for name, entries in rows["state"].items():
+    for name, entries in wanted.items():
         if name not in group_of:
             raise ArtifactError(f"holds state for a parameter that {rows['kind']} has not", file=checkpoint.folder, key=name, mend=mend)
         parameter, group = parameters[name], group_of[name]
@@ -201,9 +207,14 @@ def _place(row: dict[str, Any], dtype: torch.dtype, shape: torch.Size, parameter
     return local
 
 
-def _check_model(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> None:
+def _check_model(checkpoint: Checkpoint, tensors: dict[str, Tensor], elsewhere: set[str]) -> None:
+    """Refuses a checkpoint of another model.
+
+    Args:
+        elsewhere: names that other stages of a pipeline hold.
+    """
     saved = {name for name in checkpoint.shapes if name.startswith("model.")}
-    for name in sorted(saved - tensors.keys()):
+    for name in sorted(saved - tensors.keys() - elsewhere):
         raise ArtifactError("is in the checkpoint but not in the model of this run", file=checkpoint.folder, key=name, mend=neighbours(name, tensors))
     for name in sorted(tensors.keys() - saved):
         raise ArtifactError("is in the model of this run but not in the checkpoint", file=checkpoint.folder, key=name, mend=neighbours(name, saved))

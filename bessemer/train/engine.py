@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bessemer.core import device
-from bessemer.core.batch import Batch
+from bessemer.core.batch import Batch, Outputs
+from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import AXES, ROWS, TOKENS, World
+from bessemer.core.terms import Terms
 from bessemer.objectives._objective import Objective
 from bessemer.parallel.layout import Layout
 
@@ -55,23 +57,20 @@ class Engine:
     ) -> None:
         self.model, self.objectives, self.dtype = model, objectives, dtype
         self.layout = layout or Layout(World(), model)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = [p for p in model.parameters() if p.requires_grad and not p.is_meta]
 
     def forward_backward(self, batches: Sequence[Batch]) -> Result:
         """Accumulates the gradient of the global batch into the parameters' `.grad`."""
         totals = self._totals(batches)
         sums: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
-        parts: list[Tensor] = []
-        for number, batch in enumerate(batches, start=1):
-            self.layout.before_micro_batch(last=number == len(batches))
-            batch = (batch if batch.rows else batch.blank()).to(device.device())
-            with self.precision():
-                objective, weight = self.objectives[batch.task]
-                batch = self.layout.cut(objective.before(batch))
-                outputs = self.model(batch)
-                terms = objective(outputs, batch)
-                terms.terms |= outputs.terms.terms
+        parts: dict[int, Tensor] = {}
+
+        def value(number: int, batch: Batch, outputs: Outputs, last: bool = True) -> Tensor:
+            """One micro-batch's share of the loss, noted on the way; before the last stage of a pipeline it is only what the model adds."""
+            objective, weight = self.objectives[batch.task]
+            terms = objective(outputs, outputs.batch or batch) if last else Terms()
+            terms.terms |= outputs.terms.terms
             for name, count in outputs.counts.items():
                 counts[name] = counts[name] + count if name in counts else count
             loss = torch.zeros((), device=outputs.hidden.device)
@@ -79,20 +78,51 @@ class Engine:
                 total = totals[batch.task, term.over]
                 if total == 0.0:
                     continue
-                value = term.sum / total
+                share = term.sum / total
                 key = name if len(self.objectives) == 1 else f"{batch.task}/{name}"
-                sums[key] = sums.get(key, 0.0) + value.detach().double()
+                sums[key] = sums.get(key, 0.0) + share.detach().double()
                 if term.scale:
-                    loss = loss + value * (term.scale * weight)
-            parts.append(loss.detach())
+                    loss = loss + share * (term.scale * weight)
+            parts[number] = parts[number] + loss.detach() if number in parts else loss.detach()
             if not (loss.requires_grad or self.layout.world.alone):
                 loss = outputs.hidden.sum() * 0.0  # ranks meet in the backward pass, even where nothing counts
+            return loss
+
+        if self.layout.stages is None:
+            self._one_by_one(batches, value)
+        else:
+            even = [self._prepared(batch) for batch in self.layout.stages.even(batches)]
+            with self.precision():
+                self.layout.stages.step(even, value)
+        self.layout.after_micro_batches()
+        shares, terms = self._reduced([parts[number] for number in sorted(parts)], sums)
+        counts = self._counted(counts)
+        return Result(sum(shares), terms, int(totals["", "rows"]), int(totals["", "tokens"]), shares[: len(batches)], counts)
+
+    def _one_by_one(self, batches: Sequence[Batch], value: Callable[[int, Batch, Outputs], Tensor]) -> None:
+        """Each micro-batch forward and backward, in turn."""
+        for number, batch in enumerate(batches):
+            self.layout.before_micro_batch(last=number == len(batches) - 1)
+            batch = self._prepared(batch if batch.rows else batch.blank())
+            with self.precision():
+                loss = value(number, batch, self.model(batch))
             if loss.requires_grad:
                 loss.backward()
-        self.layout.after_micro_batches()
-        shares, terms = self._reduced(parts, sums)
-        counts = {name: self.layout.world.sum(count, *TOKENS) for name, count in sorted(counts.items())}
-        return Result(sum(shares), terms, int(totals["", "rows"]), int(totals["", "tokens"]), shares, counts)
+
+    def _prepared(self, batch: Batch) -> Batch:
+        """A micro-batch as the model is given it, on its device."""
+        batch = batch.to(device.device())
+        with self.precision():
+            objective = self.objectives[batch.task][0]
+            if objective.acts_before and self.layout.stages is not None:
+                problem = f"the objective of '{batch.task}' reads the batch before the trunk does, which stages of a pipeline can't"
+                raise RecipeError(problem, key="mesh.pipe", mend="use pipe = 1")
+            return self.layout.cut(replace(batch, first=objective.before) if objective.acts_before else batch)
+
+    def _counted(self, counts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What outputs counted, over all ranks."""
+        summed = {name: self.layout.world.sum(count, *TOKENS) for name, count in sorted(counts.items())}
+        return dict(sorted(self.layout.world.joined(list(summed.items()), "pipe")))
 
     def clip(self, limit: float | None) -> float:
         """The norm of the whole gradient, which is scaled down to `limit` if it is longer (None: only measured)."""
@@ -126,7 +156,8 @@ class Engine:
         world = self.layout.world
         if world.alone:
             return [float(part) for part in parts], {name: float(value) for name, value in sums.items()}
-        names = sorted(sums)
+        names = sorted(set(world.joined(list(sums), "pipe")))
+        sums = {name: sums.get(name, torch.zeros((), dtype=torch.float64, device=device.device())) for name in names}
         found = torch.stack([*(part.double() for part in parts), *(sums[name] for name in names)])
         values = world.sum(found if world.index("tensor") == 0 else found * 0.0, *AXES).tolist()
         return values[: len(parts)], dict(zip(names, values[len(parts) :], strict=True))

@@ -182,7 +182,7 @@ def build(model: torch.nn.Module, choices: list[Choice], roles: Mapping[str, str
 def _around(model: torch.nn.Module, choices: Sequence[Choice], roles: Mapping[str, str], moving: list[torch.optim.Optimizer]) -> list[Around]:
     made: list[Around] = []
     for number, choice in enumerate(choices):
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and _takes(choice, n, p, roles)]
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not p.is_meta and _takes(choice, n, p, roles)]
         if not named:
             mend = f"roles here are {', '.join(sorted(set(roles.values())))}"
             raise RecipeError(f"'{choice.name}' takes no parameter", key=f"around[{number}]", mend=mend)
@@ -221,7 +221,8 @@ def _construct(
         grouped.setdefault((scales[name], roles[name] in ("matrix", "head")), []).append((name, parameter))
     rate, decay = choice.options.get("lr", 1.0), choice.options.get("weight_decay", 0.0)
     groups: list[dict[str, Any]] = []
-    for (scale, decays), members in sorted(grouped.items()):
+    for (scale, decays), found in sorted(grouped.items()):
+        members = [(n, p) for n, p in found if not p.is_meta]  # the others lie on other stages of a pipeline
         group: dict[str, Any] = {
             "params": [p for _, p in members],
             "names": [n for n, _ in members],

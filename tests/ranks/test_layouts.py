@@ -24,6 +24,7 @@ class Case(NamedTuple):
 
 
 EXPERTS = {"count": 4, "active": 2, "ffn": 24, "shared": 1, "balance": 0.1, "z": 0.01, "bias": 0.05}
+DEEP = {"depth": 4}
 
 CASES = [
     Case({"data": 2}),
@@ -42,6 +43,22 @@ CASES = [
     Case({"tensor": 2, "data": 2}, {"shard": "state"}, {"positions": "learned", "parallel": True}),
     Case({"tensor": 2, "data": 2, "replica": 2}, {}, {"head_bias": True}),
     Case({"tensor": 4}, {}, {"kv_heads": 4}),
+    Case({"pipe": 2}),
+    Case({"pipe": 2}, {"pipe": "gpipe"}, {"tied": True}),
+    Case({"pipe": 2}, {"pipe": "interleaved"}, DEEP),
+    Case({"pipe": 2}, {"pipe": "zb1p"}, DEEP),
+    Case({"pipe": 2}, {"pipe": "zbv"}, DEEP | {"tied": True}),
+    Case({"pipe": 2}, {"pipe": "dualpipev"}, DEEP),
+    Case({"pipe": 4}, {}, DEEP | {"positions": "learned"}, optim="muon"),
+    Case({"pipe": 2, "data": 2}, {}, {"tied": True}, optim="muon"),
+    Case({"pipe": 2, "data": 2}, {"pipe": "zb1p", "shard": "none"}, DEEP | {"tied": True}),
+    Case({"pipe": 2, "data": 2}, {"pipe": "zb1p"}, DEEP),
+    Case({"pipe": 2, "data": 2}, {"pipe": "zbv"}, DEEP),
+    Case({"pipe": 2, "data": 2}, {"pipe": "dualpipev"}, DEEP),
+    Case({"pipe": 2, "tensor": 2}, {}, {"ahead": 1}, objective="multi_token", optim="muon"),
+    Case({"pipe": 2, "context": 2}, {"context": "ring"}),
+    Case({"pipe": 2, "data": 2, "tensor": 2}, {"pipe": "interleaved"}, DEEP | {"tied": True}),
+    Case({"pipe": 2, "data": 2, "expert": 2}, {}, {"experts": EXPERTS}),
     Case({"data": 2}, compile=True),
     Case({"tensor": 2, "data": 2}, compile=True),
     Case({"data": 2}, optim="muon"),

@@ -99,7 +99,7 @@ class MixtureOfExperts(nn.Module):
         order = expert.argsort(stable=True)
         counts = torch.zeros(self.count + 1, dtype=torch.int64, device=x.device).scatter_add_(0, expert, torch.ones_like(expert))[: self.count]
         if self.zero or kept is not None:  # what no expert computes has sorted to the end
-            order = order[: int(counts.sum())]
+            order = self.computed(order, counts)
         rows = _Pick.apply(flat, order, self.active)
         found = self.compute(rows, counts) if self.exchange is None else self.exchange(rows, counts, self.compute)
         mixed = (_place(found, order, len(expert)).view(*choice.shape, -1) * weight[..., None]).sum(1)
@@ -107,6 +107,10 @@ class MixtureOfExperts(nn.Module):
             mixed = mixed + flat * torch.where(choice >= self.count, weight, 0.0).sum(-1, keepdim=True)
         mixed = mixed.to(found.dtype).view_as(x)
         return mixed if self.shared is None else mixed + self.shared(x)
+
+    def computed(self, order: Tensor, counts: Tensor) -> Tensor:
+        """The first of `order`: those rows that an expert computes."""
+        return order[: int(counts.sum())]
 
     def compute(self, rows: Tensor, counts: Tensor) -> Tensor:
         """The experts' own work; see `Compute`."""
@@ -143,10 +147,11 @@ def report(model: nn.Module, outputs: Outputs) -> None:
         figures = {"balance": seen.balance, "z": seen.z, "entropy": seen.entropy, "dropped": seen.dropped.sum() / layer.active}
         for key, value in figures.items():
             sums[key] = sums[key] + value if key in sums else value
+    layers = getattr(model, "layers_of_experts", len(found))  # a stage of a pipeline sees only its own
     for key, value in sums.items():
         factor: float = next(iter(found.values()))[0].factors.get(key, 0.0)
         if factor or key in ("entropy", "dropped"):
-            outputs.terms.add(f"experts/{key}", value / len(found), over="tokens", scale=factor * len(found))
+            outputs.terms.add(f"experts/{key}", value / layers, over="tokens", scale=factor * layers)
 
 
 def nudge(model: nn.Module, counts: Mapping[str, Tensor]) -> None:
