@@ -58,8 +58,13 @@ class Objective(ABC):
         """
         return {}
 
+    @property
+    def acts_before(self) -> bool:
+        """Whether `before` does anything."""
+        return type(self).before is not Objective.before
+
     def before(self, batch: Batch) -> Batch:
-        """What happens on the device just before the trunk's pass; counts stay those of `prepare`."""
+        """What happens on the device just before the trunk reads the batch; counts stay those of `prepare`."""
         return batch
 
     @abstractmethod

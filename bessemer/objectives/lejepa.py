@@ -99,7 +99,7 @@ class LeJEPA(FromExamples):
         terms.add(PREDICTED, (gap * batch.weights[PREDICTED]).sum(), scale=1.0 - self.balance)
         everyone = gathered(found, self.ranks)
         with torch.autocast(found.device.type, enabled=False):
-            total = found.new_zeros(())
+            total = everyone.sum() * 0.0  # ranks meet in its backward pass, those too that hold no group's first row
             for row in batch.weights[GAUSSIAN].nonzero().flatten().tolist():
                 start = self.ranks.index * found.shape[0] + row
                 directions = batch.streams["directions"][row].view(self.slices, self.size)

@@ -25,7 +25,6 @@ class Mixed(Objective):
 
     def __init__(self, members: Mapping[str, tuple[Objective, float]], trunk: Sequence[str]) -> None:
         self.members, self.trunk = dict(members), tuple(trunk)
-        self.changes = any(type(each).before is not Objective.before for each, _ in self.members.values())
 
     def join(self, batches: Sequence[Batch]) -> Batch:
         """Batches of different tasks as one, rows below rows; weights and streams that only objectives read are named TASK/NAME.
@@ -68,9 +67,11 @@ class Mixed(Objective):
                 found.append((replace(part, weights=weights, streams=streams, task=task), rows))
         return found
 
+    @property
+    def acts_before(self) -> bool:
+        return any(each.acts_before for each, _ in self.members.values())
+
     def before(self, batch: Batch) -> Batch:
-        if not self.changes:
-            return batch
         return self.join([self.members[part.task][0].before(part) for part, _ in self.split(batch)])
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Terms:
@@ -78,7 +79,7 @@ class Mixed(Objective):
         for part, rows in self.split(batch):
             objective, weight = self.members[part.task]
             extras = {name: value[rows] for name, value in outputs.extras.items()}
-            mine = Outputs(outputs.hidden[rows], outputs.head, outputs.again, extras)
+            mine = Outputs(outputs.hidden[rows], outputs.head, outputs.again, extras=extras)
             for name, term in objective(mine, part):
                 terms.add(f"{part.task}/{name}", term.sum, over=f"{part.task}/{term.over}", scale=term.scale * weight)
         return terms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -126,6 +127,8 @@ class Decoder(nn.Module):
         """
         if isinstance(batch, Tensor):
             return self.forward(_bare(batch, cache), cache).logits()
+        if batch.first is not None:  # here, where sharded parameters are whole
+            batch = batch.first(replace(batch, first=None))
         x = self.embed(batch.tokens)
         if self.place is not None:
             x = x + self.place(_within(batch.positions, self.place))
@@ -133,7 +136,7 @@ class Decoder(nn.Module):
         full, near = self.contexts(batch, cache)
         for block, windowed in zip(self.blocks, self.windowed, strict=True):
             x = block(x, near if windowed else full, cache)
-        outputs = Outputs(self.norm(x), self.head, self)
+        outputs = Outputs(self.norm(x), self.head, self, batch)
         if self.ahead and cache is None and batch.targets is not None:
             self._look_ahead(x, batch, full, outputs)
         if self.options["experts"]:
