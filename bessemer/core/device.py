@@ -81,6 +81,11 @@ def can_compile() -> bool:
     return is_accelerator() or any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "g++"))
 
 
+def has_wide_vectors(tensor: torch.Tensor) -> bool:
+    """Whether a tensor lies in a processor's memory, and that processor adds and multiplies sixteen numbers at once."""
+    return tensor.device.type == "cpu" and torch.cpu._is_avx512_supported()
+
+
 def slow_flash_backward(query: torch.Tensor) -> bool:
     """Whether torch's flash attention is slow backward for a tensor like this: on processors in bfloat16 (benchmarks/attention.py)."""
     return query.device.type == "cpu" and query.dtype == torch.bfloat16

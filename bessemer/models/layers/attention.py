@@ -12,6 +12,7 @@ from bessemer.core import device
 from bessemer.models.layers import peaks
 from bessemer.models.layers.blocked import blocked_attention
 from bessemer.models.layers.linear import Linear
+from bessemer.models.layers.native_attention import fits, native_attention
 from bessemer.models.layers.norm import RMSNorm
 from bessemer.models.layers.rope import rotate
 
@@ -135,6 +136,8 @@ class Attention(nn.Module):
             peaks.note(self.peaks, query, key, mask, context.causal)
         if context.spread is not None:
             mixed = context.spread.attend(query, key, value, context.window)
+        elif cache is None and context.causal and torch.compiler.is_compiling() and fits(query, mask):
+            mixed = native_attention(query, key, value, mask)
         elif cache is None and context.causal and torch.compiler.is_compiling() and device.slow_flash_backward(query):
             repeats = self.heads // self.kv_heads
             mixed = blocked_attention(query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), mask)
