@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +16,9 @@ from torch.distributed.tensor import DTensor
 from bessemer.core import device, shards
 from bessemer.core.batch import Batch
 from bessemer.core.mesh import AXES, World
-from bessemer.parallel.pipeline import Pipeline
+from bessemer.models.package import fill
 from bessemer.parallel.context.columns import Axis
+from bessemer.parallel.pipeline import Pipeline
 
 
 @dataclass
@@ -103,6 +106,20 @@ class Layout:
         for _, gradients in self._by_holders(parameters):
             torch._foreach_mul_(gradients, factor.to(gradients[0].device))
 
+    @contextmanager
+    def at_hand(self) -> Iterator[nn.Module]:
+        """A model that this rank can run by itself or together with all others, for measuring and sampling between steps.
+
+        With stages on other ranks it is put together whole on every rank for the while.
+        """
+        if self.stages is None:
+            yield self.model
+        else:
+            model = copy.deepcopy(self.stages.skeleton)
+            fill(model, dict(self.whole()) | dict(self.model.named_buffers()), None)
+            yield model
+        self.settle()
+
     def whole(self, gradients: bool = False) -> Iterator[tuple[str, Tensor]]:
         """Every parameter of the model by name, or its gradient, whole, as one process would hold it; all ranks go through them together."""
         owners = {} if self.stages is None else self._owners()
@@ -118,7 +135,7 @@ class Layout:
     def _owners(self) -> dict[str, int]:
         """The first rank along the pipe axis that holds each parameter, by name."""
         pairs = [(name, self.world.index("pipe")) for name, p in self.model.named_parameters() if not p.is_meta]
-        return {name: rank for name, rank in reversed(self.world.joined(pairs, "pipe"))}
+        return dict(reversed(self.world.joined(pairs, "pipe")))
 
     def merged(self, plain: dict[str, Any]) -> dict[str, Any]:
         """A state's plain values with those of all stages (train/checkpoint_state.py), on every rank."""

@@ -7,6 +7,7 @@ lacks stays in the model without memory, on the meta device, so that names, role
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -64,7 +65,8 @@ class Pipeline:
         self.count = self.ranks * self.kind.stages
         cuts = _cuts(model, self.count)
         self.numbers = [number for number in range(self.count) if self.rank_of(number) == world.index("pipe")]
-        self.stages = nn.ModuleList(Stage(self, number, range(cuts[number], cuts[number + 1])) for number in self.numbers)
+        self.stages = [Stage(self, number, range(cuts[number], cuts[number + 1])) for number in self.numbers]
+        self.skeleton = _skeleton(model)
         self.wide = bool(model.options.get("experts"))
         model.layers_of_experts = len(experts.mixtures(model))
         self.batches: list[Batch] = []
@@ -80,7 +82,7 @@ class Pipeline:
     @property
     def runs(self) -> list[list[nn.Module]]:
         """The chains of blocks of this rank's stages."""
-        chains = [list(stage.blocks) for stage in self.stages]
+        chains: list[list[nn.Module]] = [list(stage.blocks) for stage in self.stages]
         return chains + [[module.block] for stage in self.stages if stage.last for module in self.model.ahead]
 
     def shared(self) -> tuple[list[nn.Parameter], list[int]]:
@@ -210,6 +212,11 @@ def _forget(model: nn.Module, kept: set[int]) -> None:
             if id(parameter) not in kept:
                 made.setdefault(id(parameter), nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad))
                 module.register_parameter(name, made[id(parameter)])
+
+
+def _skeleton(model: nn.Module) -> nn.Module:
+    """The model as it is now, without memory for its parameters."""
+    return copy.deepcopy(model, {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()})
 
 
 def _cuts(model: Any, stages: int) -> list[int]:

@@ -73,6 +73,9 @@ class RowLinear(Linear, _Shared):
 class VocabularyEmbedding(Embedding, _Shared):
     """A table of which each rank holds some rows; who has not the row adds zero."""
 
+    vocabulary: int
+    width: int
+
     def forward(self, indices: Tensor) -> Tensor:
         start, stop = self.ranks.span(self.vocabulary)
         mine = (indices >= start) & (indices < stop)
@@ -84,6 +87,8 @@ class VocabularyEmbedding(Embedding, _Shared):
 
 class VocabularyHead(Head, _Shared):
     """A head of which each rank holds some tokens; objectives take `share()`, everything else gets whole logits."""
+
+    vocabulary: int
 
     def forward(self, input: Tensor) -> Tensor:
         logits = F.linear(sum_backward(input, self.ranks), self.weight, self.bias)
@@ -179,7 +184,7 @@ def _take_part(module: Any, ranks: Along, columns: Columns) -> dict[str, int]:
     kind = _kind(module, divided)
     if kind is not None:
         if isinstance(module, Embedding | Head):
-            module.vocabulary, module.width = module.weight.shape
+            module.vocabulary, module.width = module.weight.shape  # type: ignore[assignment]
         module.__class__, module.ranks, module.columns = kind, ranks, columns
     return divided
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -63,8 +64,8 @@ class Pieces(Tensor):
         return self.local.narrow(0, row, chunk.sizes[0]) if self.local.ndim else self.local
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
-        raise TypeError(f"{function} can't be computed with the pieces of a checkpoint")
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        raise TypeError(f"{func} can't be computed with the pieces of a checkpoint")
 
 
 def in_pieces(tensors: Mapping[str, Tensor], parts: Mapping[str, Sequence[int]] | None = None) -> dict[str, Tensor]:
@@ -98,6 +99,6 @@ def _chunks(held: list[Tensor]) -> Any:
         return
     rows, rest = held[0], held[1:]
     breaks = [0, *((rows[1:] - rows[:-1] != 1).nonzero()[:, 0] + 1).tolist(), len(rows)]
-    for start, stop in zip(breaks, breaks[1:], strict=False):
+    for start, stop in pairwise(breaks):
         offsets = torch.Size([int(rows[start]), *(int(index[0]) for index in rest)])
         yield ChunkStorageMetadata(offsets, torch.Size([stop - start, *(len(index) for index in rest)])), start

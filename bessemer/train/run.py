@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -159,12 +160,10 @@ class Run:
 
     def evaluate(self, tasks: list[Choice]) -> dict[str, Any]:
         """Runs evaluation tasks on the model as it is and writes down what they say."""
-        subject = Subject(self.model, self.tokenizer, self.store, seed=self.work.seed, smoke=self.work.smoke, examples=self.examples)
-        # blocks are compiled for the shapes of training; measuring has others, few of them, and need not wait for a compiler
         start, progress = time.perf_counter(), self.progress
-        with at_rest(self.model), self.optimizers.averaged(), self.engine.precision(), torch.compiler.set_stance("force_eager"):
+        with self.optimizers.averaged(), self._at_rest() as model:
+            subject = Subject(model, self.tokenizer, self.store, seed=self.work.seed, smoke=self.work.smoke, examples=self.examples)
             figures = {task.name: task(subject) for task in tasks}
-            self.engine.layout.settle()
         spent = {"evaluation": time.perf_counter() - start}
         self.metrics.write({"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds, "evaluation": figures, "time": spent})
         return figures
@@ -179,12 +178,18 @@ class Run:
         """Nats per token of a task's domains, each on its first held-out documents, under the model as it is; every rank gets the same."""
         names, shares = self.source.feeds[task].loader.names, self.source.feeds[task].loader.shares
         found = {}
-        with at_rest(self.model), self.engine.precision(), torch.compiler.set_stance("force_eager"):
+        with self._at_rest() as model:
             for name in [name for name in names if shares[name]]:
-                sums = document_sums(self.model, self.store, length=self.length, rows=8, domain=name, limit=MIX_TOKENS)
+                sums = document_sums(model, self.store, length=self.length, rows=8, domain=name, limit=MIX_TOKENS)
                 found[name] = float(sums.bits.sum() / sums.tokens.sum()) * math.log(2)
-            self.engine.layout.settle()
         return found
+
+    @contextmanager
+    def _at_rest(self) -> Iterator[torch.nn.Module]:
+        """The model as it is, for measuring: all ranks do so together and get the same."""
+        # blocks are compiled for the shapes of training; measuring has others, few of them, and need not wait for a compiler
+        with self.engine.layout.at_hand() as model, at_rest(model), self.engine.precision(), torch.compiler.set_stance("force_eager"):
+            yield model
 
     def identity(self) -> str:
         """A name for this run that stays the same when it is continued, and differs for any other recipe or data."""
