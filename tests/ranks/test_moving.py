@@ -1,0 +1,75 @@
+"""Saved under one layout, loaded under another: weights, optimizer state and the next step's loss are equal."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from bessemer.core.mesh import Mesh, World
+from bessemer.core.registry import choose
+from bessemer.models.families.decoder import Decoder
+from bessemer.models.transfer import parameter_roles
+from bessemer.parallel.order import Parallel, spread
+from bessemer.train import optimizers
+from bessemer.train.checkpoint import Checkpointer
+from bessemer.train.checkpoint_folder import latest
+from bessemer.train.checkpoint_state import restore, state_of
+from bessemer.train.engine import Engine
+from tests.ranks.layouts import ADAMW, MODEL, MUON, VOCABULARY, batches, share
+
+LAYOUTS: list[tuple[dict[str, int], dict[str, Any]]] = [
+    ({}, {}),
+    ({"data": 2, "tensor": 2}, {}),
+    ({"tensor": 2, "replica": 2}, {"shard": "none"}),
+    ({"pipe": 2, "data": 2}, {"shard": "state"}),
+    ({"data": 4}, {"shard": "grad"}),
+    ({"pipe": 2, "tensor": 2}, {"pipe": "interleaved"}),
+]
+
+
+def go_on(folder: str, mesh: dict[str, int], parallel: dict[str, Any], tied: bool, optim: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Loads the newest checkpoint of the folder if there is one, reports the state, takes a step and saves what it came to."""
+    world = World(Mesh.of(mesh))
+    model = Decoder(VOCABULARY, seed, **(MODEL | {"depth": 4, "tied": tied}))
+    layout = spread(model, world, Parallel(**parallel))
+    moving = optimizers.build(model, [choose("optim", each, optimizers.TAGS) for each in optim], parameter_roles(model))
+    engine = Engine(model, {"text": (choose("objectives", "next_token")(), 1.0)}, torch.float32, layout)
+    saver = Checkpointer(Path(folder), keep_last=99)
+    found = latest(saver.folder)
+    step = 0
+    if found is not None:
+        restore(found, model, moving.optimizers, layout.parts)
+        step = found.step
+    mine = [share(batch, world.index("replica", "data"), world.count("replica", "data")) for batch in batches([4, 2], step)]
+    loss = engine.forward_backward(mine).loss
+    moving.step()
+    moving.zero_grad()
+    tensors, plain = state_of(model, moving.optimizers, layout.parts)
+    saver.save(step + 1, tensors, layout.merged(plain))
+    saver.wait()
+    if dist.is_initialized():
+        dist.barrier()
+    weights = {name: value.clone() for name, value in layout.whole()}
+    return {"loss": loss, "weights": weights} if world.first else {}
+
+
+@pytest.mark.parametrize(("tied", "optim"), [(False, MUON), (True, ADAMW)])
+def test_a_run_moves_from_layout_to_layout(ranks, tmp_path, tied, optim):
+    """One step under each layout in turn, the next going on from what the last saved, is the training of one process."""
+    for number, (mesh, parallel) in enumerate(LAYOUTS):
+        count = Mesh.of(mesh).ranks
+        arguments = (tied, optim, number)  # another seed each time: what is not restored shows
+        moved = ranks(go_on, str(tmp_path / "moved"), mesh, parallel, *arguments, count=count)[0]
+        alone = go_on(str(tmp_path / "alone"), {}, {}, *arguments)
+        assert moved["loss"] == pytest.approx(alone["loss"], rel=1e-5), mesh
+        for name, value in alone["weights"].items():
+            assert (moved["weights"][name] - value).norm() <= 1e-5 * value.norm(), (mesh, name)
+    one, other = latest(tmp_path / "alone"), latest(tmp_path / "moved")
+    assert one is not None
+    assert other is not None
+    expected, got = one.read(), other.read()
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        assert torch.allclose(got[name], value, rtol=1e-4, atol=1e-6), name
