@@ -137,18 +137,18 @@ def gathered(parts: list[str], size: int) -> Iterator[str]:
 
 
 def keys(count: int) -> Iterator[Document]:
-    """Lines of prose among which four keys get values; the last line asks for one of them."""
+    """Six letters get values, among words of prose; then they are asked for in another order, each once and one of them again."""
     prose = " ".join(each.text for each in stdlib(megabytes={"prose": 0.3}, domains=["prose"]) if isinstance(each, Document)).split()
     for number in range(count):
         draw = rng.numpy_generator(0, "keys", number)
-        names = draw.choice(900, 4, replace=False)
-        pairs = [(f"{'bdfgklmnprstvz'[n % 14]}{'aeiou'[n % 5]}{'bdfgklmnprstvz'[n // 14 % 14]}", int(draw.integers(10, 100))) for n in names]
+        names = [chr(65 + int(n)) for n in draw.choice(26, 6, replace=False)]
+        values = {name: int(value) for name, value in zip(names, draw.integers(10, 100, 6), strict=True)}
         lines = []
-        for name, value in pairs:
-            start = int(draw.integers(len(prose) - 8))
-            lines += [" ".join(prose[start : start + int(draw.integers(2, 7))]), f"{name} = {value}"]
-        name, value = pairs[int(draw.integers(4))]
-        yield Document("\n".join([*lines, f"{name} = {value}"]), "keys", "keys", str(number))
+        for name in names:
+            start = int(draw.integers(len(prose) - 3))
+            lines += [" ".join(prose[start : start + int(draw.integers(0, 3))]), f"{name}={values[name]}"]
+        asked = [names[int(n)] for n in [*draw.permutation(6), int(draw.integers(6))]]
+        yield Document("\n".join([*filter(None, lines), *(f"{name}={values[name]}" for name in asked)]), "keys", "keys", str(number))
 
 
 def nats(bench: Bench, model: Any, domain: str | None = None) -> float:
