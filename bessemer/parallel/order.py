@@ -11,6 +11,7 @@ from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import TOKENS, World
 from bessemer.models.reparameterized import Counting, matrices
 from bessemer.parallel import data, expert, pipeline, tensor
+from bessemer.parallel import remat as remats
 from bessemer.parallel.context.columns import Axis, Method
 from bessemer.parallel.layout import Layout
 
@@ -22,6 +23,8 @@ class Parallel(pydantic.BaseModel):
         shard: what is shared out along the data axis: "full", "grad", "state" or "none" (parallel/data.py).
         context: how attention works across the columns of the ranks (parallel/context/columns.py).
         pipe: the schedule of a pipeline: "gpipe", "1f1b", "interleaved", "zb1p", "zbv" or "dualpipev" (parallel/pipeline.py).
+        remat: which activations are computed again in the backward pass: "none", "full", "selective" or "budget" (parallel/remat.py).
+        budget: the share of the activations' memory that "budget" may use.
         gather: whether parameters travel in the type of the matrix products ("compute") or in their own ("own").
     """
 
@@ -30,11 +33,13 @@ class Parallel(pydantic.BaseModel):
     shard: data.Shard = "full"
     context: Method = "auto"
     pipe: pipeline.Schedule = "1f1b"
+    remat: remats.Remat = "none"
+    budget: float = pydantic.Field(default=0.5, ge=0.0, le=1.0)
     gather: str = pydantic.Field(default="own", pattern="^(own|compute)$")
 
 
 def spread(model: Any, world: World, options: Parallel, *, compile: bool = False, dtype: torch.dtype = torch.float32) -> Layout:
-    """Spreads a model over the mesh: pipeline, tensor, expert, context, compile, data.
+    """Spreads a model over the mesh: pipeline, tensor, expert, context, remat, compile, data.
 
     Args:
         model: whole, the same on every rank; changed in place.
@@ -59,8 +64,9 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
         expert.apply(model, world)
     if world.count("context") > 1:
         layout.columns = Axis(world.group("context"), options.context)
+    remats.apply((block for chain in chains for block in chain), options.remat, options.budget, compile)
     if compile:
-        for block in model.blocks:
+        for block in (block for block in model.blocks if any(block in chain for chain in chains)):
             block.compile(dynamic=False)
     if data.wanted(world, options.shard):
         names = {id(p): name for name, p in model.named_parameters()}

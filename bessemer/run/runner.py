@@ -22,7 +22,7 @@ from bessemer.core.errors import ArtifactError, BessemerError
 from bessemer.core.recipe import Recipe, Stage
 from bessemer.core.work import Stopped, Work
 from bessemer.run import folder as places
-from bessemer.run import keys, launch, observe, toml, wiring
+from bessemer.run import crew, keys, launch, observe, toml, wiring
 from bessemer.run import order as orders
 from bessemer.run.energy import Meter
 
@@ -178,7 +178,7 @@ class Room:
         """Does the work; what a stage finds wrong with its options is told with the recipe's file and the stage's name."""
         try:
             if orders.ranks_of(step.stage.choice) > 1:
-                launch.stage(step.stage.choice, work, given)
+                (crew.lead if crew.launched() else launch.stage)(step.stage.choice, work, given)
             else:
                 step.stage.choice(work, *given)
         except BessemerError as error:

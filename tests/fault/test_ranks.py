@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -116,3 +118,17 @@ def test_what_two_ranks_began_four_go_on_with(made, monkeypatch):
     status, folder = run(made, "again", "mesh.data=2", "mesh.tensor=2", task=task, hooks=hooks)
     assert status == 0
     assert losses(folder) == pytest.approx(losses(made / "base/train"), rel=1e-5)
+
+
+def test_a_launchers_processes_join_and_train_the_same(made):
+    """Under torchrun the same command on every rank is one run."""
+    path = made / "joined.toml"
+    head, _, stages = recipe(made / "corpus", optim=ADAMW, steps=6).partition("[[stage]]")
+    inputs = f'inputs = {{ tokens = "{made}/base/tokenize", tokenizer = "{made}/base/train_tokenizer" }}\n'
+    path.write_text(head + "[[stage]]" + stages.split("[[stage]]")[-1] + inputs)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "bessemer"]
+    command += ["run", str(path), "mesh.pipe=2", "--out", str(made / "joined"), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(made / "joined/train") == pytest.approx(losses(made / "base/train"), rel=1e-5)
+    assert sum("evaluation" in line for line in (made / "joined/train/metrics.jsonl").read_text().splitlines()) > 0

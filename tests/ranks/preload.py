@@ -4,8 +4,8 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import bessemer.core.device  # noqa: F401, I001
-import torch  # noqa: F401
+import bessemer.core.device  # noqa: I001
+import torch
 import torch.distributed.checkpoint
 import torch.distributed.fsdp
 import torch.distributed.pipelining
