@@ -240,8 +240,8 @@ def merge(model: nn.Module) -> nn.Module:
     added = [name for name, layer in layers.items() if layer.offset is None and layer.bias is not None]
     for name, layer in layers.items():
         _put(model, name, layer.merged())
-    model.requires_grad_(True)
     if layers:
+        model.requires_grad_(True)
         model.adapt = None  # type: ignore[assignment]
     for option, value, where in (("attention_bias", "all", ".attention."), ("mlp_bias", True, ".mlp."), ("head_bias", True, "head")):
         if any(where in name for name in added):

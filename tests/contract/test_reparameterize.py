@@ -1,5 +1,6 @@
 """Every reparameterization: begins and trains as it says, merges to plain weights, is packaged, exported, and resumed bit by bit."""
 
+import json
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import bessemer
 from bessemer.core import registry
 from bessemer.core.artifact import seal
 from bessemer.core.batch import Batch
-from bessemer.core.errors import RecipeError
+from bessemer.core.errors import ArtifactError, RecipeError
 from bessemer.core.progress import Progress
 from bessemer.models import hugging_face
 from bessemer.models.families.decoder import Decoder
@@ -135,6 +136,16 @@ def test_what_is_packaged_is_built_again(name, tmp_path):
     assert [p.requires_grad for p in back.parameters()] == [p.requires_grad for p in model.parameters()]
     assert torch.equal(back(TOKENS), model(TOKENS))
     assert torch.equal(bessemer.load(tmp_path)(TOKENS), model(TOKENS))
+
+
+def test_a_card_that_names_no_method_is_refused(tmp_path):
+    save_model(adapted("lora"), tmp_path)
+    card = json.loads((tmp_path / "model.json").read_text())
+    for wrong in ({"name": "lorra"}, {"name": "lora", "rnak": 3}):
+        (tmp_path / "model.json").write_text(json.dumps(card | {"adapt": wrong}))
+        with pytest.raises(ArtifactError) as error:
+            bessemer.load(tmp_path)
+        assert error.value.file == tmp_path / "model.json"
 
 
 @pytest.mark.parametrize("name", NAMES)

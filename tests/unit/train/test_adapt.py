@@ -91,6 +91,24 @@ def test_an_earlier_model_is_adapted_trained_again_and_exported(made, tmp_path, 
     assert not any("matrices" in key for key in load_file(tmp_path / "exported/model.safetensors"))
 
 
+@pytest.mark.parametrize("adapt", ["lora", "ssf"])
+def test_the_usual_optimizers_do_where_one_of_them_has_nothing_to_move(made, adapt):
+    """Only matrices train, or only vectors, and the default list has an entry for both."""
+    usual = '[{ role = "matrix", name = "muon" }, { name = "adamw" }]'
+    status, folder = run(made, f"usual-{adapt}", steps=2, adapt=f'"{adapt}"', optim=usual, start=made / "base/train")
+    assert status == 0
+    assert bessemer.load(folder).adapt.name == adapt
+
+
+def test_an_optimizer_that_could_take_something_and_does_not_is_refused(made, capsys):
+    wrong = '[{ name = "adamw" }, { role = "matrix", name = "muon" }]'
+    assert run(made, "shadowed", steps=2, optim=wrong)[0] == 2
+    assert "takes no parameter" in capsys.readouterr().err
+    wrong = '[{ role = "matrxi", name = "muon" }, { name = "adamw" }]'
+    assert run(made, "misspelt", steps=2, optim=wrong)[0] == 2
+    assert "takes no parameter" in capsys.readouterr().err
+
+
 def test_what_would_throw_an_earlier_model_away_is_refused(made, capsys):
     assert run(made, "thrown", steps=2, adapt='"sltrain"', start=made / "base/train")[0] == 2
     said = capsys.readouterr().err
