@@ -154,8 +154,11 @@ def build(model: torch.nn.Module, choices: list[Choice], roles: Mapping[str, str
         roles: parameter name -> role, from the layers.
 
     Raises:
-        RecipeError: a parameter is taken by no entry, an entry takes none, or a parameter would have two averages.
+        RecipeError: nothing trains, a parameter is taken by no entry, an entry takes none though it isn't spare, or a parameter
+            would have two averages.
     """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RecipeError("every parameter of the model is frozen", key="adapt", mend='others = "train"')
     claimed: dict[int, list[tuple[str, torch.nn.Parameter]]] = {number: [] for number in range(len(choices))}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -169,14 +172,20 @@ def build(model: torch.nn.Module, choices: list[Choice], roles: Mapping[str, str
             )
         claimed[number].append((name, parameter))
     for number, choice in enumerate(choices):
-        if not claimed[number]:
+        if not claimed[number] and not _spare(model, choice, roles):
             raise RecipeError(
                 f"the optimizer '{choice.name}' takes no parameter",
                 key=f"optim[{number}]",
                 mend=f"roles here are {', '.join(sorted(set(roles.values())))}",
             )
-    moving = [_construct(model, choice, claimed[number], roles) for number, choice in enumerate(choices)]
+    moving = [_construct(model, choice, claimed[number], roles) for number, choice in enumerate(choices) if claimed[number]]
     return Optimizers(moving, _around(model, around, roles, moving))
+
+
+def _spare(model: torch.nn.Module, choice: Choice, roles: Mapping[str, str]) -> bool:
+    """Whether an entry may take nothing: all that fits it is frozen, or it takes what is left and nothing is."""
+    fitting = [parameter.requires_grad for name, parameter in model.named_parameters() if _takes(choice, name, parameter, roles)]
+    return bool(fitting) and not (choice.tags and any(fitting))
 
 
 def _around(model: torch.nn.Module, choices: Sequence[Choice], roles: Mapping[str, str], moving: list[torch.optim.Optimizer]) -> list[Around]:
