@@ -89,7 +89,7 @@ def test_clip_is_the_symmetric_cross_entropy_within_groups():
         logits = objective.parts["scale"]() * p @ c.T
         right = torch.arange(len(p))
         expected += (F.cross_entropy(logits, right, reduction="sum") + F.cross_entropy(logits.T, right, reduction="sum")) / 2
-    assert float(terms["pairs"].sum) == pytest.approx(float(expected), rel=1e-5)
+    assert terms["pairs"].sum.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_captions_and_pictures_of_a_pair_do_not_see_each_other_in_clip_and_do_in_captioning():
