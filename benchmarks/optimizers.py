@@ -4,25 +4,24 @@
 another), the same gradients for both; medians of steps taken in turn. A package that takes over a second a step is timed on one layer of
 the eight and multiplied. State is counted in the optimizers, against AdamW's in bfloat16 (4 bytes a parameter).
 
-    python benchmarks/optimizers.py [--quick] [--only galore,soap]
+With `--clock cpu` and one thread the processor's own time is measured, which other jobs on the machine lengthen little.
+
+    python benchmarks/optimizers.py [--quick] [--only galore,soap] [--threads 1 --clock cpu]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import time
 import types
 import warnings
 from collections.abc import Callable
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 import torch
+from results import finish
 
 from bessemer.core import registry
 from bessemer.optim._rule import Rule
@@ -122,18 +121,18 @@ ROWS: dict[str, Row] = {
 }
 
 
-def measure(row: Row, rounds: int) -> dict[str, float]:
+def measure(row: Row, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
     """Medians of steps in turn, and each one's first step."""
     mine, peer, layers, _ = row
     runs = {"ours": (mine(8), 1.0)} | ({"theirs": (peer(layers), 8 / layers)} if peer else {})
     found: dict[str, float] = {}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for name, (optimizer, factor) in runs.items():
-        found[f"{name}_first_ms"] = once(optimizer) * factor
-        once(optimizer)
+        found[f"{name}_first_ms"] = once(optimizer, clock) * factor
+        once(optimizer, clock)
     for _ in range(rounds):
         for name, (optimizer, factor) in runs.items():
-            times[name].append(once(optimizer) * factor)
+            times[name].append(once(optimizer, clock) * factor)
     found |= {f"{name}_ms": statistics.median(values) for name, values in times.items()}
     found |= {f"{name}_best_ms": min(values) for name, values in times.items()}
     optimizer = runs["ours"][0]
@@ -150,10 +149,10 @@ def measure(row: Row, rounds: int) -> dict[str, float]:
     return found
 
 
-def once(optimizer: Any) -> float:
-    start = time.perf_counter()
+def once(optimizer: Any, clock: Callable[[], float]) -> float:
+    start = clock()
     optimizer.step()
-    return 1000 * (time.perf_counter() - start)
+    return 1000 * (clock() - start)
 
 
 def main() -> None:
@@ -161,6 +160,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", default="")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--rounds", type=int, default=0)
     asked = parser.parse_args()
     if asked.threads:
         torch.set_num_threads(asked.threads)
@@ -168,7 +169,7 @@ def main() -> None:
     figures, targets, holds = {}, {}, {}
     print(f"{'':22}{'ours ms':>9}{'peer ms':>9}{'ratio':>7}{'target':>8}{'first':>9}{'peer 1st':>10}{'B/param':>9}{'saved':>7}")
     for name in names:
-        found = measure(ROWS[name], 5 if asked.quick else 15)
+        found = measure(ROWS[name], asked.rounds or (5 if asked.quick else 15), time.process_time if asked.clock == "cpu" else time.perf_counter)
         figures[name] = {k: round(v, 4) for k, v in found.items()}
         ratio, target = found["ours_ms"] / found.get("theirs_ms", float("nan")), ROWS[name][3]
         if target:
@@ -182,14 +183,8 @@ def main() -> None:
             targets[f"{name} saves"], holds[f"{name} saves"] = least, figures[name]["saved_in_bfloat16"] >= least
     if "soap" in figures:
         targets["soap bytes"], holds["soap bytes"] = 20.0, figures["soap"]["bytes_per_parameter"] < 20.0
-    command = "python benchmarks/optimizers.py" + (" --quick" if asked.quick else "")
-    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    result = {"name": "optimizers", "figures": figures, "targets": targets, "holds": holds, "command": command, "machine": machine}
-    if not asked.only:
-        place = Path(__file__).with_name("results") / "optimizers.json"
-        place.parent.mkdir(exist_ok=True)
-        place.write_text(json.dumps({**result, "date": date.today().isoformat()}, indent=1) + "\n")
-    print(json.dumps(result))
+    methods = {name: {"update_ms": f["ours_ms"], "bytes_per_parameter": f["bytes_per_parameter"]} for name, f in figures.items() if " " not in name}
+    finish("optimizers", figures, targets | {"held": holds}, all(holds.values()), asked.quick or bool(asked.only), methods)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from bessemer.core import registry
+from bessemer.core.errors import ArtifactError
 from bessemer.optim._rule import Rule
 from bessemer.train.checkpoint import Checkpointer
 from bessemer.train.checkpoint_folder import latest
@@ -239,3 +240,23 @@ def test_quantised_states_in_any_elementwise_rule():
     moved = (finals["full"] - start).norm()
     assert (finals["8bit"] - finals["full"]).norm() < 0.3 * moved
     assert (finals["4bit"] - finals["full"]).norm() < 0.8 * moved
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_groups_that_changed_since_the_checkpoint_are_refused_and_nothing_is_touched(name, tmp_path):
+    model = net(name)
+    optimizer = build(name, model)
+    steps(model, optimizer, range(2))
+    saver = Checkpointer(tmp_path)
+    tensors, plain = state_of(model, [optimizer])
+    saver.save(2, tensors, plain)
+    saver.wait()
+    again = net(name, seed=1)
+    fresh = build(name, again)
+    first, last = fresh.param_groups[0], fresh.param_groups[-1]
+    last["params"].append(first["params"].pop())
+    before = [p.detach().clone() for p in again.parameters()]
+    with pytest.raises(ArtifactError, match="groups the parameters"):
+        restore(latest(tmp_path), again, [fresh])
+    assert all(torch.equal(a, b) for a, b in zip(before, again.parameters(), strict=True))
+    assert not fresh.state

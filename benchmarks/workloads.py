@@ -1,0 +1,86 @@
+"""Every optimizer on one workload: each tuned by the same rule inside the same total, several seeds, and what AdamW's final loss took.
+
+A workload is a file in benchmarks/workloads: a recipe, overrides, and a budget for each training. The rules are AlgoPerf's (Dahl et al.
+2023) where they fit: the target is what the reference, tuned AdamW, reaches at its end; a method's time to it is the median over seeds of the
+first held-out measure at or below it, and a method that most seeds never bring there has none. Matrices are moved by the method, the
+rest by AdamW. What is done stays done: the same command goes on, and methods can be added later.
+
+    python benchmarks/workloads.py depth2 [--only adamw,muon] [--seeds 3] [--tune 3] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from results import finish
+
+from bessemer.core import registry
+from bessemer.run import compare_page, observe
+from bessemer.run.compare import compare
+
+FOLDER = Path(__file__).with_name("workloads")
+REFERENCE = "adamw"
+SHARE = 0.6
+"""Of the reference's steps, which the best method may take to the reference's final loss."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("workload", choices=sorted(file.stem for file in FOLDER.glob("*.toml")))
+    parser.add_argument("--only", default="")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tune", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="two methods, one seed, two rates, a hundredth of the budget")
+    asked = parser.parse_args()
+    work = tomllib.loads((FOLDER / f"{asked.workload}.toml").read_text())
+    names = asked.only.split(",") if asked.only else registry.names("optim")
+    names = [REFERENCE, *(name for name in names if name != REFERENCE)]
+    budget = work["budget"]
+    if asked.quick:
+        names, asked.seeds, asked.tune, budget = ["adamw", "muon"], 1, 2, "tokens=40k"
+        work["overrides"].append("train.compile=false")  # compiling would take longer than the trainings
+    table = compare(
+        work["recipe"],
+        {"optim.name": names},
+        Path("runs") / f"workload-{asked.workload}{'-quick' if asked.quick else ''}",
+        budget=budget,
+        seeds=asked.seeds,
+        tune={"lr": asked.tune},
+        overrides=work["overrides"],
+        watch=observe.Lines(observe.to_stderr),
+    )
+    print(compare_page.text(table))
+    rows = {row["settings"]["optim.name"]: row for row in table["variants"]}
+    figures = {name: shown(row) for name, row in rows.items()}
+    whole = rows[REFERENCE]["steps"]
+    shares = {name: row["steps_to_target"] / whole for name, row in rows.items() if row["steps_to_target"] and name != REFERENCE}
+    best = min(shares, key=lambda name: shares[name], default=None)
+    figures["best"] = {"name": best, "share_of_reference_steps": shares.get(best) if best else None}
+    holds = best is not None and shares[best] <= SHARE
+    methods = {name: {f"held_out_{asked.workload}": row["final"]} for name, row in rows.items()}
+    finish(f"workload_{asked.workload}", figures, {"share_of_reference_steps": SHARE}, holds, asked.quick, methods)
+
+
+def shown(row: dict[str, Any]) -> dict[str, Any]:
+    """What the results page keeps of a row."""
+    kept = (
+        "final",
+        "interval",
+        "best",
+        "tuned",
+        "edge",
+        "steps",
+        "steps_to_target",
+        "seconds_to_target",
+        "tokens_per_second",
+        "peak_memory",
+        "state_bytes",
+    )
+    return {key: row[key] for key in (*kept, "verdict", "failed")}
+
+
+if __name__ == "__main__":
+    main()
