@@ -131,7 +131,7 @@ class Router(nn.Module):
         count = self.experts + self.zero + 1
         group = torch.where(inside[..., None], choice, count - 1).flatten(1) + count * torch.arange(rows, device=choice.device)[:, None]
         order = group.flatten().argsort(stable=True)
-        sizes = torch.bincount(group.flatten(), minlength=rows * count)
+        sizes = torch.zeros(rows * count, dtype=torch.int64, device=group.device).scatter_add_(0, group.flatten(), torch.ones_like(group).flatten())
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[group.flatten()[order]]
         assert self.capacity is not None

@@ -1,0 +1,1 @@
+"""What a recipe would take, before anything is started."""

@@ -1,0 +1,164 @@
+"""Bytes that a rank holds: parameters, gradients, optimizer state, and what a forward pass keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.distributed.tensor import DTensor
+
+from bessemer.core import shards
+from bessemer.core.mesh import AXES, FOLDED, World
+from bessemer.core.registry import Choice
+from bessemer.models.transfer import parameter_roles
+from bessemer.parallel.expert import products
+from bessemer.parallel.layout import Layout
+from bessemer.parallel.order import Parallel
+from bessemer.train import optimizers
+
+State = dict[str, list[tuple[bool, int]]]
+"""By parameter: for each tensor of an optimizer's state whether it is shaped like the parameter, and its bytes for the whole of it."""
+
+
+class Ones(FakeTensorMode):
+    """Tensors without memory whose every number, where someone asks for it, is one."""
+
+    def dispatch(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if function is torch.ops.aten._local_scalar_dense.default:
+            kind = arguments[0].dtype
+            return True if kind == torch.bool else 1.0 if kind.is_floating_point else 1
+        return super().dispatch(function, types, arguments, keywords)
+
+
+class Held:
+    """Counts what autograd keeps while it is entered; each memory once, parameters aside, only the first time."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.bytes = 0
+        self._seen: dict[int, Tensor] = {}
+        self._parameters: set[int] = set()
+        self._done = False
+        for module in model.modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                module.register_forward_pre_hook(self._note)
+
+    def __enter__(self) -> Held:
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept)
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *how: Any) -> None:
+        self._hooks.__exit__(*how)
+        if not self._done:
+            self.bytes = sum(_storage_bytes(kept) for key, kept in self._seen.items() if key not in self._parameters)
+        self._done = True
+        self._seen.clear()
+
+    def _note(self, module: nn.Module, given: Any) -> None:
+        self._parameters |= {_storage(p) for p in module.parameters(recurse=False)}
+
+    def _pack(self, kept: Tensor) -> Tensor:
+        if not self._done:
+            self._seen[_storage(kept)] = kept
+        return kept
+
+
+def _storage(tensor: Tensor) -> int:
+    return shards.local(tensor).untyped_storage()._cdata
+
+
+def _storage_bytes(tensor: Tensor) -> int:
+    return shards.local(tensor).untyped_storage().nbytes()
+
+
+def state(choices: list[Choice], model: nn.Module, mode: Ones) -> State | None:
+    """The optimizers' state as their own first step makes it, on tensors without memory; None where that needs numbers."""
+    built = optimizers.build(model, choices, parameter_roles(model))
+    names = {id(p): name for name, p in model.named_parameters()}
+    with mode:  # a `Ones`, for some updates look whether gradients are finite
+        for parameter in model.parameters():
+            parameter.grad = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device) if parameter.requires_grad else None
+        try:
+            built.step()
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            return None
+    found: State = {}
+    for optimizer in built.optimizers:
+        for moved, entries in optimizer.state.items():
+            held = [value for value in entries.values() if isinstance(value, Tensor) and value.ndim]
+            found[names[id(moved)]] = [(value.shape == moved.shape, value.numel() * value.element_size()) for value in held]
+    return found
+
+
+def by_rank(model: nn.Module, world: World) -> dict[str, numpy.ndarray[Any, Any]]:
+    """How many elements of each parameter each rank holds: int64 [ranks]."""
+    routed: set[int] = {id(p) for product in products(model) for p in product.parameters()}
+    ordinary, folded = _coordinates(world, AXES), _coordinates(world, FOLDED)
+    return {name: _elements(p, folded if id(p) in routed else ordinary, world.mesh.ranks) for name, p in model.named_parameters()}
+
+
+def _coordinates(world: World, view: tuple[str, ...]) -> dict[str, numpy.ndarray[Any, Any]]:
+    """Each rank's place along the axes of DTensors' meshes, by their names."""
+    left, found = numpy.arange(world.mesh.ranks), {}
+    for axis in reversed(view):
+        left, found[axis] = numpy.divmod(left, getattr(world.mesh, axis))
+    shard = found["expert_data"] if "expert_data" in found else found["data"] * world.mesh.context + found["context"]
+    return found | {"shard": shard}
+
+
+def _elements(parameter: Any, coordinates: dict[str, numpy.ndarray[Any, Any]], ranks: int) -> numpy.ndarray[Any, Any]:
+    sizes = [numpy.full(ranks, size, dtype=numpy.int64) for size in parameter.shape]
+    if isinstance(parameter, DTensor):
+        mesh: Any = parameter.device_mesh
+        axes = list(zip(mesh.mesh_dim_names, mesh.shape, parameter.placements, strict=True))
+        placement: Any
+        for name, count, placement in sorted(axes, key=lambda each: each[0] in shards.DATA):  # as shards.place does
+            if not placement.is_replicate():
+                piece = -(-sizes[placement.dim] // count)
+                sizes[placement.dim] = numpy.clip(sizes[placement.dim] - coordinates[name] * piece, 0, piece)
+    return numpy.prod(sizes, axis=0)
+
+
+def parameters(model: nn.Module, world: World) -> numpy.ndarray[Any, Any]:
+    """Bytes of parameters of each rank: [ranks]."""
+    sizes = dict(model.named_parameters())
+    return sum((counts * sizes[name].element_size() for name, counts in by_rank(model, world).items()), numpy.zeros(world.mesh.ranks))
+
+
+def gradients(model: nn.Module, world: World, layout: Layout) -> numpy.ndarray[Any, Any]:
+    """Bytes of gradients of each rank between micro-batches: like the parameters', or whole until the last where they are sharded only then."""
+    if not layout.unsharded:
+        return parameters(model, world)
+    return numpy.full(world.mesh.ranks, sum(_within(p) for p in model.parameters()))
+
+
+def own_state(state: State, model: nn.Module, world: World) -> numpy.ndarray[Any, Any]:
+    """Bytes of optimizer state of each rank: what is shaped like a parameter is shared out as it is, the rest is not."""
+    sizes, found = dict(model.named_parameters()), numpy.zeros(world.mesh.ranks)
+    for name, counts in by_rank(model, world).items():
+        for alike, size in state.get(name, []):
+            found = found + (size * counts / sizes[name].numel() if alike else size)
+    return found
+
+
+def gathered(model: Any, layout: Layout, options: Parallel, dtype: torch.dtype) -> float:
+    """Bytes of parameters put together for use, beside the shards: the rest's and two blocks', or all where they stay so for a step."""
+    if not any(isinstance(p, DTensor) and "shard" in (p.device_mesh.mesh_dim_names or ()) for p in model.parameters()):
+        return 0.0
+    travel = dtype.itemsize / 4 if options.gather == "compute" else 1.0
+    blocks = [sum(_within(p) for p in block.parameters()) for block in model.blocks]
+    whole = sum(_within(p) for p in model.parameters())
+    return travel * (whole if layout.gathered else whole - sum(blocks) + 2 * max(blocks))
+
+
+def _within(parameter: Any) -> float:
+    """Bytes of what one rank works with: the whole, or its share along tensor or expert."""
+    pieces = 1
+    if isinstance(parameter, DTensor):
+        mesh: Any = parameter.device_mesh
+        for name, count, placement in zip(mesh.mesh_dim_names, mesh.shape, parameter.placements, strict=True):
+            pieces *= 1 if placement.is_replicate() or name in shards.DATA else count
+    return parameter.numel() * parameter.element_size() / pieces

@@ -1,0 +1,118 @@
+"""What a recipe's training would take on so many ranks, without starting any."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bessemer.core.errors import RecipeError
+from bessemer.core.mesh import Mesh
+from bessemer.core.recipe import Recipe, Stage
+from bessemer.core.work import Work
+from bessemer.plan import dry
+from bessemer.train import build
+
+
+def dry_run(recipe: Recipe, ranks: int | None) -> dict[str, Any]:
+    """Each training stage on fake ranks, as JSON can hold it.
+
+    Args:
+        ranks: how many; the data axis takes what the recipe's mesh leaves open. None: as many as the mesh says.
+
+    Raises:
+        RecipeError: the recipe trains nothing, or its model, mesh and ranks don't fit each other.
+    """
+    stages = [stage for stage in recipe.stages if stage.choice.name == "train"]
+    if not stages:
+        raise RecipeError("the recipe has no stage that trains", file=recipe.file, key="stage")
+    found = {}
+    for stage in stages:
+        try:
+            plan = _plan(recipe, stage, ranks)
+            found[stage.name] = {"mesh": plan.mesh.describe(), "micro_batches": plan.micro_batches, **dry.run(plan).plain()}
+        except RecipeError as error:
+            if error.file is not None or error.key is None:
+                raise
+            key = error.key if error.key.split(".")[0] == stage.name else f"{stage.name}.{error.key}"
+            raise RecipeError(error.problem, file=recipe.file, key=key, mend=error.mend) from error
+    return {"recipe": recipe.name, "stages": found}
+
+
+def _plan(recipe: Recipe, stage: Stage, ranks: int | None) -> dry.Plan:
+    o, work = stage.choice.options, Work(Path(), recipe.seed, stage.name, False)
+    length = build.row_length(work, o["length"], o["model"].options)
+    choice = o["model"].with_options(length=length) if o["model"].options.get("length") == "auto" else o["model"]
+    vocabulary = _vocabulary(recipe)
+    with torch.device("meta"):
+        skeleton = choice(vocabulary, 0)
+    ends = {name: o[name] for name in ("steps", "tokens", "seconds", "flops", "batch", "micro_batch")}
+    spend = build.budget(work, skeleton, length, **ends)
+    return dry.Plan(
+        model=choice,
+        vocabulary=vocabulary,
+        mesh=_mesh(o["mesh"], ranks),
+        parallel=o["parallel"],
+        objective=o["task"][0].objective,
+        optim=o["optim"],
+        dtype=build.number_format(o["precision"], "precision"),
+        rows=spend.micro_batch,
+        length=length,
+        micro_batches=spend.rows // spend.micro_batch,
+    )
+
+
+def _mesh(sizes: dict[str, int], ranks: int | None) -> Mesh:
+    """The recipe's mesh, its data axis as long as the ranks ask for where the recipe leaves it open."""
+    mesh = Mesh.of(sizes)
+    if ranks is not None and "data" not in sizes and ranks % mesh.ranks == 0:
+        mesh = Mesh.of(sizes | {"data": ranks // mesh.ranks})
+    if ranks is not None and mesh.ranks != ranks:
+        raise RecipeError(f"{mesh.describe()} takes {mesh.ranks} ranks, and {ranks} are asked for", key="mesh", mend="leave mesh.data open")
+    if mesh.pipe > 1:
+        mend = f"try one stage alone: mesh.pipe=1, a {mesh.pipe}th of the depth and of the ranks"
+        raise RecipeError("a dry run can't follow stages through their schedule", key="mesh.pipe", mend=mend)
+    return mesh
+
+
+def _vocabulary(recipe: Recipe) -> int:
+    """How many tokens the recipe's tokenizer will have."""
+    for stage in recipe.stages:
+        if isinstance(stage.choice.options.get("vocabulary"), int):
+            return stage.choice.options["vocabulary"]
+    raise RecipeError(
+        "no stage says how many tokens there are", file=recipe.file, key="stage", mend="put a train_tokenizer stage with a vocabulary before"
+    )
+
+
+def text(found: dict[str, Any]) -> str:
+    """The same for people."""
+    lines = []
+    for name, stage in found["stages"].items():
+        lines += [
+            f"{name}: {stage['mesh']}, {stage['micro_batches']} micro-batches a step",
+            "",
+            "  ranks               parameters   gradients   optimizer",
+        ]
+        for row in stage["ranks"]:
+            which = f"{row['count']:,} of {row['first']}-{row['last']}"
+            sizes = (row["parameters_bytes"], row["gradients_bytes"], row["optimizer_bytes"])
+            lines.append(f"  {which:<18} " + " ".join(f"{size(each):>11}" for each in sizes))
+        lines += [
+            "",
+            f"  activations of a micro-batch {size(stage['activations_bytes'])}, parameters gathered for use {size(stage['gathered_bytes'])}",
+            "",
+        ]
+        lines.append("  each rank sends, a step     along                 ranks    calls       bytes")
+        lines += [f"  {t['kind']:<27} {t['axes']:<20} {t['ranks']:>6} {t['calls']:>8,} {size(t['bytes']):>11}" for t in stage["traffic"]]
+    return "\n".join(lines)
+
+
+def size(count: float | None) -> str:
+    """Bytes as people say them: "1.53 GB"."""
+    if count is None:
+        return "unknown"
+    power = min(4, int(math.log(max(count, 1), 1000)))
+    return f"{count / 1000**power:.3g} {('B', 'KB', 'MB', 'GB', 'TB')[power]}"

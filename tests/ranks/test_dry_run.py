@@ -1,0 +1,105 @@
+"""What the dry run says of a step is what real ranks hold and send: the same bytes, kind by kind."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from bessemer.cli import main
+from bessemer.core import shards
+from bessemer.core.mesh import Mesh, World
+from bessemer.core.registry import choose
+from bessemer.models.transfer import parameter_roles
+from bessemer.parallel.order import Parallel, spread
+from bessemer.plan import dry
+from bessemer.plan.held import Held
+from bessemer.plan.traffic import Listener
+from bessemer.train import optimizers
+
+MODEL = {"depth": 5, "width": 32, "heads": 4, "kv_heads": 4, "head_size": 8, "ffn": 48, "length": 32}
+EXPERTS = {"count": 4, "active": 2, "ffn": 24, "dense": 2}
+CASES: list[tuple[dict[str, int], dict[str, Any], dict[str, Any], int]] = [
+    # mesh, parallel, model, micro-batches
+    ({"data": 2}, {}, {}, 3),
+    ({"data": 4}, {"shard": "state"}, {}, 3),
+    ({"replica": 2, "data": 2}, {"shard": "grad"}, {"tied": True}, 2),
+    ({"data": 2}, {"shard": "none"}, {}, 1),
+    ({"tensor": 2, "data": 2}, {}, {"window": 8, "window_layers": [1, 3]}, 1),
+    ({"context": 2}, {"context": "ring"}, {}, 2),
+    ({"context": 4}, {"context": "ulysses"}, {}, 1),
+    ({"context": 2, "tensor": 2}, {"context": "gather"}, {}, 1),
+]
+
+
+def plan(mesh: dict[str, int], parallel: dict[str, Any], model: dict[str, Any], micro_batches: int) -> dry.Plan:
+    optim = [{"role": "matrix", "name": "muon"}, {"name": "adamw"}]
+    return dry.Plan(
+        choose("models/families", {"name": "decoder", **MODEL, **model}), 65, Mesh.of(mesh), Parallel(**parallel), choose("objectives", "next_token"),
+        [choose("optim", each, optimizers.TAGS) for each in optim], torch.float32, 8, 32, micro_batches,
+    )  # fmt: skip
+
+
+def measured(*case: Any) -> dict[str, Any]:
+    """A real step on this rank."""
+    tried = plan(*case)
+    world = World(tried.mesh)
+    model = tried.model(tried.vocabulary, 0).train()
+    layout = spread(model, world, tried.parallel)
+    held, listener = Held(model), Listener(world)
+    with listener:
+        dry._step(tried, layout, [dry._batch(tried, world) for _ in range(tried.micro_batches)], held)
+    moving = optimizers.build(model, tried.optim, parameter_roles(model))
+    moving.step()
+    states = [each for optimizer in moving.optimizers for entries in optimizer.state.values() for each in entries.values()]
+    return {
+        "parameters": sum(bytes_of(p) for p in model.parameters()),
+        "optimizer": sum(bytes_of(each) for each in states if isinstance(each, torch.Tensor) and each.ndim),
+        "activations": held.bytes,
+        "traffic": {(t.kind, t.axes): (t.calls, round(t.bytes)) for t in listener.traffic()},
+    }
+
+
+def bytes_of(value: torch.Tensor) -> int:
+    return shards.local(value).numel() * value.element_size()
+
+
+def name(case: Any) -> str:
+    return ", ".join(f"{k}={v}" for part in case[:3] for k, v in part.items())
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_bytes_are_those_of_real_ranks(ranks, case):
+    mesh = Mesh.of(case[0])
+    found = dry.run(plan(*case))
+    real = ranks(measured, *case, count=mesh.ranks)
+    assert found.parameters.tolist() == [each["parameters"] for each in real]
+    assert found.optimizer.tolist() == [each["optimizer"] for each in real]
+    assert {(t.kind, t.axes): (t.calls, round(t.bytes)) for t in found.traffic if t.calls} == real[0]["traffic"]
+    assert found.activations == real[0]["activations"]
+
+
+def test_experts_are_shared_out_as_on_real_ranks(ranks):
+    case = ({"data": 4, "expert": 2}, {}, {"experts": EXPERTS}, 1)
+    found = dry.run(plan(*case))
+    real = ranks(measured, *case, count=4)
+    assert found.parameters.tolist() == [each["parameters"] for each in real]
+    assert found.optimizer.tolist() == [each["optimizer"] for each in real]
+    calls = {(t.kind, t.axes): t.calls for t in found.traffic}
+    assert calls == {key: calls for key, (calls, _) in real[0]["traffic"].items()}
+    assert calls["all-to-all", "expert"] == 3 * (1 + 2 + 2)  # counts, and rows there and back, forward and backward
+
+
+def test_the_command_tells_it(capsys):
+    assert main(["run", "tiny", "train.mesh.tensor=2", "train.model.depth=2", "--dry-run", "--ranks", "8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["stages"]["train"]
+    assert found["mesh"] == "data 4 x tensor 2"
+    assert sum(row["count"] for row in found["ranks"]) == 8
+    assert {row["kind"] for row in found["traffic"]} >= {"all-gather", "reduce-scatter"}
+
+
+def test_ranks_that_do_not_fit_are_refused(capsys):
+    assert main(["run", "tiny", "train.mesh.tensor=3", "--dry-run", "--ranks", "8"]) == 2
+    assert "takes 3 ranks, and 8 are asked for" in capsys.readouterr().err
