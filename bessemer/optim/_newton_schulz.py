@@ -88,8 +88,8 @@ def _whole(x: Tensor, series: Coefficients, rooms: list[Tensor], out: Tensor) ->
     gram, polynomial = rooms[:2]
     spare = torch.empty_like(x)
     for step, (a, b, c) in enumerate(series, start=1):
-        _symmetric(x, x.mT, gram)
-        _symmetric(gram, gram, polynomial, plus=gram, beta=b, alpha=c)
+        symmetric(x, x.mT, gram)
+        symmetric(gram, gram, polynomial, plus=gram, beta=b, alpha=c)
         to = out if step == len(series) else spare
         torch.addmm(x, polynomial, x, beta=a, out=to)
         x, spare = to, torch.empty_like(x) if step == 1 else x
@@ -98,25 +98,28 @@ def _whole(x: Tensor, series: Coefficients, rooms: list[Tensor], out: Tensor) ->
 def _by_gram(x: Tensor, series: Coefficients, rooms: list[Tensor], out: Tensor) -> None:
     """The same through Q, the product of all steps' polynomials of G: what commutes with G stays symmetric."""
     gram, polynomial, half, whole, spare = rooms
-    _symmetric(x, x.mT, gram)
+    symmetric(x, x.mT, gram)
     for step, (a, b, c) in enumerate(series, start=1):
-        _symmetric(gram, gram, polynomial, plus=gram, beta=b, alpha=c)
+        symmetric(gram, gram, polynomial, plus=gram, beta=b, alpha=c)
         polynomial.diagonal().add_(a)
         if step == 1:
             whole.copy_(polynomial)
         else:
-            _symmetric(polynomial, whole, spare)
+            symmetric(polynomial, whole, spare)
             whole, spare = spare, whole
         if step < len(series):
-            _symmetric(gram, polynomial, half)
-            _symmetric(half, polynomial, gram)
+            symmetric(gram, polynomial, half)
+            symmetric(half, polynomial, gram)
     torch.mm(whole, x, out=out)
 
 
-def _symmetric(a: Tensor, b: Tensor, out: Tensor, plus: Tensor | None = None, beta: float = 1.0, alpha: float = 1.0) -> None:
-    """out = alpha a b (+ beta plus), known to be symmetric: block rows from the diagonal on, and their mirror image."""
+def symmetric(a: Tensor, b: Tensor, out: Tensor, plus: Tensor | None = None, beta: float = 1.0, alpha: float = 1.0) -> None:
+    """out = alpha a b (+ beta plus), known to be symmetric: block rows from the diagonal on, and their mirror image.
+
+    `plus` may be `out` itself. Small matrices, and those of an accelerator, are multiplied whole.
+    """
     side = len(out)
-    size = -(-side // 4)
+    size = -(-side // 4) if side >= SMALL and out.is_cpu else side
     for start in range(0, side, size):
         rows = slice(start, start + size)
         if plus is None:

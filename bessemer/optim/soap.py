@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from bessemer.optim._newton_schulz import symmetric
 from bessemer.optim._rule import Group, Matrix, Products, Rule, gradients, matrices, shapes, sweep
 
 
@@ -120,7 +121,7 @@ class Soap(Rule):
                 matrix[f"second.{name}"] = gradient.new_zeros(length, length)
             second = matrix[f"second.{name}"]
             slope = gradient if side == 0 else gradient.mT
-            second.addmm_(slope, slope.mT, beta=self.turning, alpha=1.0 - self.turning)
+            symmetric(slope, slope.mT, second, plus=second, beta=self.turning, alpha=1.0 - self.turning)
             if f"basis.{name}" not in matrix:
                 matrix[f"basis.{name}"] = torch.linalg.eigh(second.float())[1].flip(1).to(gradient.dtype).contiguous()
             elif turn:
