@@ -16,6 +16,7 @@ from bessemer.run import patient_collector
 
 ABOUT = {
     "run": "all stages of a recipe; Ctrl-C and kill are safe, and the same command resumes",
+    "launch": "a recipe as a job for a cluster: a Slurm script or a Kubernetes manifest",
     "compare": "one recipe with keys varied, on the same budget: a table and a plot",
     "generate": "write on from a prompt with a trained model",
     "evaluate": "held-out bits per byte and tasks for a model",
@@ -93,17 +94,54 @@ def _run(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
     parser.add_argument("recipe", help="a TOML file or the name of a shipped recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.model.depth=8")
     parser.add_argument("--smoke", action="store_true", help="every stage at its smallest, under a minute")
+    parser.add_argument("--dry-run", action="store_true", help="start nothing; tell what each rank would hold and send")
+    parser.add_argument("--ranks", type=int, metavar="N", help="of the dry run; the data axis takes what the recipe's mesh leaves open")
     args = parser.read(argv)
     from bessemer.core import recipe as recipes
-    from bessemer.run import folder, observe, runner
+    from bessemer.run import crew, folder, observe, runner
 
     recipe = recipes.read(args.recipe, args.overrides)
+    if args.dry_run:
+        from bessemer.run import dry_run
+
+        found = dry_run.dry_run(recipe, args.ranks)
+        _save(args.out, found)
+        _say(args, found, dry_run.text(found))
+        return 0
     shape.folder = Path(args.out) if args.out else folder.default(recipe.name, args.smoke)
+    if crew.follows():
+        with (switch := runner.Switch()).listen():
+            crew.follow(lambda: switch.asked)
+        return 0
     watch = observe.watch_for([stage.name for stage in recipe.stages], args.quiet)
-    result = runner.run(recipe, shape.folder, smoke=args.smoke, watch=watch)
+    with crew.leading():
+        result = runner.run(recipe, shape.folder, smoke=args.smoke, watch=watch)
     from bessemer.run.closing import closing
 
     _say(args, result.plain(), closing(result))
+    return 0
+
+
+def _launch(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
+    parser.add_argument("recipe", help="a TOML file or the name of a shipped recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for run")
+    parser.add_argument("--slurm", action="store_true", help="a script for sbatch")
+    parser.add_argument("--kubernetes", action="store_true", help="a manifest for kubectl apply")
+    parser.add_argument("--per-node", type=int, default=8, metavar="N", help="ranks, and accelerators, on each machine")
+    parser.add_argument("--image", default="bessemer:latest", help="for Kubernetes: an image with bessemer installed")
+    parser.add_argument("--claim", default="work", help="for Kubernetes: the PersistentVolumeClaim to work in")
+    args = parser.read(argv)
+    from bessemer.core import files
+    from bessemer.core import recipe as recipes
+    from bessemer.run import cluster
+
+    if args.slurm == args.kubernetes:
+        raise BessemerError("what is it to be launched on?", key="--slurm", mend="give --slurm or --kubernetes")
+    job = cluster.job(recipes.read(args.recipe, args.overrides), [args.recipe, *args.overrides], args.per_node)
+    text = cluster.slurm(job) if args.slurm else cluster.kubernetes(job, args.image, args.claim)
+    if args.out:
+        files.write(Path(args.out), text)
+    _say(args, {"text": text, "nodes": job.nodes, "per_node": job.per_node}, f"look at    {args.out}" if args.out else text.rstrip())
     return 0
 
 
