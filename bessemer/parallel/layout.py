@@ -141,11 +141,12 @@ class Layout:
         """A state's plain values with those of all stages (train/checkpoint_state.py), on every rank."""
         if self.stages is None:
             return plain
+        order = [name for name, _ in self.model.named_parameters()]
         every = self.world.joined([plain["optimizers"]], "pipe")
         for number, rows in enumerate(plain["optimizers"]):
             rows["state"] = {name: entries for other in every for name, entries in other[number]["state"].items()}
             for place, group in enumerate(rows["groups"]):
-                group["parameters"] = sorted({name for other in every for name in other[number]["groups"][place]["parameters"]})
+                group["parameters"] = sorted({name for other in every for name in other[number]["groups"][place]["parameters"]}, key=order.index)
         return plain
 
     def _by_holders(self, parameters: Iterable[nn.Parameter]) -> list[tuple[int, list[Tensor]]]:

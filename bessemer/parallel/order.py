@@ -50,6 +50,7 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
         RecipeError: the model's sizes don't allow this mesh.
     """
     _check_reparameterized(model, world, options)
+    _check_remat(model, world, options)
     layout = Layout(world, model)
     inner: list[torch.nn.Parameter] = []
     chains = list(tensor.runs(model))
@@ -84,6 +85,12 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
             layout.partial[expert.AXES] = experts
     _leave_partial(layout, inner, outer)
     return layout
+
+
+def _check_remat(model: Any, world: World, options: Parallel) -> None:
+    if options.remat == "selective" and data.wanted(world, options.shard) and expert.products(model):
+        problem = "selective recomputation can't look into layers of experts that are sharded by themselves"
+        raise RecipeError(problem, key="parallel.remat", mend='use remat = "full", or parallel.shard = "none"')
 
 
 def _check_stages(stages: pipeline.Pipeline, world: World, options: Parallel) -> None:

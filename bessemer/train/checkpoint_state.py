@@ -149,9 +149,7 @@ def _remake(
         raise ArtifactError(f"holds the state of {rows['kind']} where this run has {type(optimizer).__name__}", file=checkpoint.folder, mend=mend)
     here = [[_name(p, names, optimizer) for p in group["params"]] for group in optimizer.param_groups]
     there = [group["parameters"] for group in rows["groups"]]
-    if any(sorted(set(names_there) - elsewhere) != sorted(names_here) for names_here, names_there in zip(here, there, strict=False)) or len(
-        here
-    ) != len(there):
+    if here != [[name for name in members if name not in elsewhere] for members in there]:
         text = f"groups the parameters of {rows['kind']} otherwise: {[len(g) for g in there]} in the checkpoint, {[len(g) for g in here]} here"
         raise ArtifactError(text, file=checkpoint.folder, mend=mend)
     state: dict[Tensor, dict[str, Any]] = {}

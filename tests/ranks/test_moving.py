@@ -72,4 +72,5 @@ def test_a_run_moves_from_layout_to_layout(ranks, tmp_path, tied, optim):
     expected, got = one.read(), other.read()
     assert expected.keys() == got.keys()
     for name, value in expected.items():
-        assert torch.allclose(got[name], value, rtol=1e-4, atol=1e-6), name
+        away = (got[name] - value).double().norm() / value.double().norm().clamp(min=1e-30)
+        assert away <= (1e-5 if name.startswith("model.") else 1e-4), (name, float(away))
