@@ -195,7 +195,7 @@ def run(
     memory.tune()
     model = model.to(device.device()).train()
     objectives = feeds.objectives(work, model, task, tokenizer, along(world.group(*ROWS)))
-    supply = feeds.feeds(work, task, objectives, store, examples, tokenizer, spend.length, logits)
+    supply = feeds.feeds(work, task, objectives, store, examples, tokenizer, spend.length, spend.rows, logits)
     one = feeds.mixed(work, model, objectives, balance) if mixed else None
     objectives = objectives if one is None else {MIXED: (one, 1.0)}
     compiler.fuse(compile and not work.smoke)

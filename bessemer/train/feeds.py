@@ -25,6 +25,9 @@ from bessemer.train.mixed import Mixed, trunk_streams
 from bessemer.train.source import Feed
 from bessemer.train.task import Task
 
+SMOKE_UNIT = 2
+"""Rows of a group in a smoke run, for each rank."""
+
 
 def objectives(work: Work, model: Any, tasks: list[Task], tokenizer: Tokenizer, ranks: Along = Along()) -> dict[str, tuple[Objective, float]]:
     """Task name -> its objective, attached to the model, and its weight.
@@ -48,6 +51,8 @@ def objectives(work: Work, model: Any, tasks: list[Task], tokenizer: Tokenizer, 
             mend = 'say how they enter: adapter = { name = "patches", size = 8 }'
             raise RecipeError(f"{task.objective.name} learns from examples, and the task has no adapter", key=f"{where}.adapter", mend=mend)
         made: Objective = attach(model, task.name, task.objective, task.adapter, work.seed)
+        if work.smoke:
+            made.unit = min(made.unit, SMOKE_UNIT * ranks.size)
         if made.unit > 1 and made.unit % ranks.size:
             problem = f"its groups of {made.unit} rows can't be shared by {ranks.size} ranks"
             raise RecipeError(problem, key=f"{where}.objective", mend=f"make them a multiple of {ranks.size}")
@@ -67,11 +72,14 @@ def feeds(
     examples: list[Examples],
     tokenizer: Tokenizer,
     length: int,
+    rows: int,
     logits: SparseLogits | None = None,
 ) -> dict[str, Feed]:
     """Task name -> where its rows come from.
 
     Args:
+        length: columns of a row.
+        rows: rows of a global batch.
         logits: a teacher's, for the objectives that learn from them.
 
     Raises:
@@ -81,6 +89,9 @@ def feeds(
     for number, task in enumerate(tasks):
         objective = made[task.name][0]
         where = f"{work.name}.task[{number}]"
+        if objective.unit > rows:
+            problem = f"its groups are of {objective.unit} rows, and a batch has {rows}"
+            raise RecipeError(problem, key=f"{where}.objective.group", mend="make the groups smaller or the batch larger")
         if isinstance(objective, FromExamples):
             loader: Any = _examples(task, objective, _named(task, examples, where), tokenizer, length, work.seed, where)
         else:

@@ -137,6 +137,7 @@ def test_evaluations_of_pictures_come_with_the_run(made):
         (['objective = "mae", adapter = { name = "patches", size = 8, picture = 16 }'], "shape"),
         (['objective = "mae", adapter = { name = "patches", size = 5 }'], "don't fill"),
         ([f'objective = {{ name = "clip", words = 60 }}, {PATCHES}'], "an example takes 76 columns"),
+        ([f'objective = {{ name = "clip", group = 16, words = 20 }}, {PATCHES}'], "groups are of 16 rows, and a batch has 12"),
         ([f'objective = "mae", {PATCHES}, examples = "elsewhere"'], "no stage 'elsewhere'"),
         ([f'objective = "mae", {PATCHES}', 'name = "text"'], "two tasks are called 'text'"),
         ([f'name = "a", objective = "mae", {PATCHES}', 'name = "b", objective = "mae", adapter = { name = "patches", size = 4 }'], "share each adapter"),
