@@ -21,8 +21,8 @@ from bessemer.core.artifact import MANIFEST, Artifact, seal
 from bessemer.core.errors import ArtifactError, BessemerError
 from bessemer.core.recipe import Recipe, Stage
 from bessemer.core.work import Stopped, Work
-from bessemer.run import folder as places
 from bessemer.run import crew, keys, launch, observe, toml, wiring
+from bessemer.run import folder as places
 from bessemer.run import order as orders
 from bessemer.run.energy import Meter
 
