@@ -58,9 +58,9 @@ class Owners:
             given = [n for n in mine if self._gives(n, source, self.me)]
             for n, piece in zip(given, arrived[source], strict=True):
                 held = self.held[n][source]
-                whole[n][_grid(held)] = piece.view([len(h) for h in held])
+                whole[n][shards.grid(held)] = piece.view([len(h) for h in held])
         found = change(whole)
-        back = [[found[n][_grid(self.held[n][to])].reshape(-1).to(pieces[n].dtype) for n in mine] for to in ranks]
+        back = [[found[n][shards.grid(self.held[n][to])].reshape(-1).to(pieces[n].dtype) for n in mine] for to in ranks]
         sizes = [[self._size(n, self.me) for n in range(count) if self.owner[n] == source] for source in ranks]
         returned = self._exchange(back, sizes, pieces[0])
         results: dict[int, Tensor] = {}
@@ -86,10 +86,6 @@ class Owners:
         received = like.new_empty(sum(taken))
         dist.all_to_all_single(received, send, taken, sent, group=self.group)
         return [list(part.split(row)) if row else [] for part, row in zip(received.split(taken), sizes, strict=True)]
-
-
-def _grid(held: list[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(index.view([-1 if d == n else 1 for d in range(len(held))]) for n, index in enumerate(held))
 
 
 def _cost(parameter: Tensor) -> float:

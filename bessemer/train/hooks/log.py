@@ -36,7 +36,7 @@ class Log:
             "terms": report.result.terms,
             "learning_rate": self.run.learning_rate(),
             "gradient_norm": report.norm,
-            "rows": sum(batch.rows for batch in report.batches),
+            "rows": report.result.rows,
             "tokens_per_second": rate,
             "mfu": self.run.flops_per_token * rate / self.run.peak,
             "memory_bytes": device.memory_in_use(),
