@@ -39,6 +39,8 @@ class Sophia(Rule):
         states: how the momentum and the Hessian are held.
     """
 
+    elementwise = False  # the update is, but estimates on sharded parameters have not been made to agree with one process's
+
     def __init__(
         self,
         params: Any,

@@ -27,7 +27,6 @@ class Lisa(Around):
         seed: of the draw.
     """
 
-    sharded = True
     needs_gradients = False
 
     def __init__(self, params: Any, model: nn.Module, *, layers: int = 2, every: int = 20, seed: int = 0) -> None:
