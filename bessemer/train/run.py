@@ -148,7 +148,11 @@ class Run:
         start = time.perf_counter()
         tensors, plain = state_of(self.model, self.optimizers.optimizers, self.engine.layout.parts)
         plain = self.engine.layout.merged(plain)
-        self.checkpoints.save(self.progress.step, tensors, {**plain, "progress": self.progress.as_dict(), "guard": self.guard.state(), "source": self.source.state(), "engine": self.engine.state()})
+        self.checkpoints.save(
+            self.progress.step,
+            tensors,
+            {**plain, "progress": self.progress.as_dict(), "guard": self.guard.state(), "source": self.source.state(), "engine": self.engine.state()},
+        )
         self.metrics.write({"step": self.progress.step, "time": {"saving": time.perf_counter() - start}})
 
     def log_guard(self, verdict: Verdict, result: Result, batches: list[Batch]) -> None:
