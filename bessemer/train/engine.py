@@ -129,10 +129,7 @@ class Engine:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if not gradients:
             return 0.0
-        if self.layout.world.alone:
-            norm = torch.nn.utils.get_total_norm(gradients)
-        else:
-            norm = self.layout.norm(self.parameters)
+        norm = torch.nn.utils.get_total_norm(gradients) if self.layout.world.alone else self.layout.norm(self.parameters)
         if limit is not None:
             self.layout.clip(self.parameters, limit, norm)
         return float(norm)
