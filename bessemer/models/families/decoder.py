@@ -199,7 +199,7 @@ class Decoder(nn.Module):
         fill their rows; nor are the adapters and heads of single tasks.
         """
         outside = {id(m) for part in (self.adapters, self.tasks) for m in part.modules()}
-        matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear) and id(m) not in outside)
+        matrices = float(sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear) and id(m) not in outside))
         matrices += sum(m.active_weights() for m in self.modules() if isinstance(m, MixtureOfExperts))
         heads = matrices + len(self.ahead) * self.head.weight.numel()
         own = sum(m.flops() for m in self.modules() if isinstance(m, Matrix))  # what reparameterized layers say of themselves

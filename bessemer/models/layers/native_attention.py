@@ -29,6 +29,7 @@ def fits(query: Tensor, mask: Tensor | None) -> bool:
 
 @cache
 def library() -> ctypes.CDLL | None:
+    """The kernel, or None where it can't be built."""
     return native.build(Path(__file__).with_name("_attention.c"), "-ffp-contract=fast", "-mprefer-vector-width=512")
 
 

@@ -43,4 +43,5 @@ def test_joined_kernels_compute_what_the_eager_ones_do(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     joined = [file for file in tmp_path.rglob("*.main.cpp") if "all_kernels" in file.read_text()]
     bodies = sum(file.read_text().count("static void kernel_") for file in joined)
-    assert joined and bodies > len(joined)
+    assert joined, "no library holds several kernels"
+    assert bodies > len(joined)
