@@ -19,6 +19,7 @@ from bessemer.data.example_store import Examples
 from bessemer.data.sparse_logits import SparseLogits
 from bessemer.data.tokenizer import Tokenizer
 from bessemer.data.tokens import Tokens
+from bessemer.models.layers.experts import mixtures
 from bessemer.models.package import Model, save_model
 from bessemer.models.reparameterized import matrices, merge, reparameterize
 from bessemer.models.transfer import parameter_roles
@@ -89,6 +90,7 @@ def budget(
     _above_zero(work, steps=steps, tokens=tokens, seconds=seconds, flops=flops, batch=batch, micro_batch=micro_batch)
     parameters = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
     parameters += sum(m.outputs * m.inputs for m in matrices(model))  # reparameterized ones count as what they stand for
+    parameters += int(sum(m.active_weights() for m in mixtures(model).values()))
     if flops is not None:
         most = max(1, int(flops / model.flops_per_token(length)))
         tokens = min(tokens, most) if isinstance(tokens, int) else most
