@@ -81,10 +81,11 @@ def test_frozen_head_and_evaluation():
     assert torch.equal(loss.detach(), quiet)
 
 
-def test_second_backward_is_refused_not_wrong():
+def test_second_backward_is_right_when_announced_and_else_refused():
     hidden, weight, _, targets, weights = inputs(False)
     loss = cross_entropy(hidden.requires_grad_(), weight, None, targets, weights, 0.0, 10)[0]
-    loss.backward(retain_graph=True)
+    first, second = (torch.autograd.grad(loss, hidden, retain_graph=again)[0].clone() for again in (True, False))
+    assert torch.equal(first, second)
     with pytest.raises(RuntimeError, match="already"):
         loss.backward()
 
