@@ -216,7 +216,7 @@ def _set(table: Any, path: list[str], value: Any, key: str) -> None:
                 return
             table[place] = _as_table(table[place])
             table = table[place]
-        elif last and part == "name" and table.get("name") not in (None, value) and "do" not in table:
+        elif last and part == "name" and table.get("name") not in (None, value) and "do" not in table and not _labels(key):
             kept = {tag: table[tag] for tag in ("role",) if tag in table}
             table.clear()  # another method begins from its own defaults
             table.update({"name": value, **kept})
@@ -226,6 +226,12 @@ def _set(table: Any, path: list[str], value: Any, key: str) -> None:
             if not isinstance(table.get(part), list):
                 table[part] = _as_table(table.get(part, {}))
             table = table[part]
+
+
+def _labels(key: str) -> bool:
+    """Whether the `name` at a key's end is what a task is called, and chooses no method."""
+    before = [part for part in key.split(".")[:-1] if not part.isdigit()]
+    return before[-1:] == ["task"]
 
 
 def _as_table(value: Any) -> dict[str, Any]:

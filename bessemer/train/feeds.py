@@ -125,7 +125,8 @@ def _class_of(task: Task) -> type:
 def _text(task: Task, store: Tokens, tokenizer: Tokenizer, length: int, seed: int, logits: SparseLogits | None) -> Loader:
     only = None if task.domains == "auto" else task.domains
     prefixes = task.condition(tokenizer, store, seed) if task.condition else None
-    return Loader(store, length=length, pack=task.pack, mix=task.mix, seed=seed, only=only, task=task.name, prefixes=prefixes, logits=logits)
+    mix = task.mix or "proportional"
+    return Loader(store, length=length, pack=task.pack, mix=mix, seed=seed, only=only, task=task.name, prefixes=prefixes, logits=logits)
 
 
 def _examples(task: Task, objective: FromExamples, store: Examples, tokenizer: Tokenizer, length: int, seed: int, where: str) -> ExampleLoader:

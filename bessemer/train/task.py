@@ -17,7 +17,7 @@ class Task(pydantic.BaseModel):
         examples: the stage whose examples it reads; None: it reads the token store, or the only example store there is if its
             objective learns from examples.
         domains: the token store's domains it reads, or all of them.
-        mix: how those domains share its batches.
+        mix: how those domains share its batches; None: as the stage's `mix` says.
         pack: how documents become rows.
         condition: what is told before each document's text; None: nothing.
         adapter: how inputs other than tokens enter the trunk.
@@ -32,7 +32,7 @@ class Task(pydantic.BaseModel):
     name: str = "text"
     examples: str | None = None
     domains: list[str] | Auto = "auto"
-    mix: Annotated[Choice, Kind("data/mix")] = pydantic.Field(default="proportional", validate_default=True)
+    mix: Annotated[Choice, Kind("data/mix")] | None = None
     pack: Annotated[Choice, Kind("data/pack")] = pydantic.Field(default="best_fit", validate_default=True)
     condition: Annotated[Choice, Kind("data/condition")] | None = None
     adapter: Annotated[Choice, Kind("models/adapters")] | None = None

@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 
 from bessemer.core.errors import RecipeError
+from bessemer.core.registry import Auto
 from bessemer.data.mix._online import View, present
+
+ROUNDS, USUAL = 8, 250
+"""Rounds of a run where nothing says how long they are, and their steps where nobody knows how long the run is."""
+KEPT = ("every", "begun", "probe", "before", "falls", "shares")
 
 
 class Aioli:
@@ -24,7 +29,7 @@ class Aioli:
 
     Args:
         sizes: name of each source or domain -> its tokens.
-        every: steps of a round.
+        every: steps of a round; auto: an eighth of the run, or as many as the probes need.
         learn: the fraction of a round's steps spent on probes.
         sweeps: how often a round probes each source.
         favour: the part of a probe's batch that goes to its source; the rest is shared equally.
@@ -39,7 +44,7 @@ class Aioli:
         self,
         sizes: Mapping[str, int],
         *,
-        every: int = 250,
+        every: int | Auto = "auto",
         learn: float = 0.2,
         sweeps: int = 1,
         favour: float = 0.75,
@@ -50,12 +55,13 @@ class Aioli:
             if not 0 <= value < 1:
                 raise RecipeError(f"a fraction from 0 to below 1 is wanted, and {value} is given", key=f"mix.{name}")
         self.names, self.all = present(sizes), list(sizes)
-        self.every, self.rate, self.memory, self.favour = every, rate, memory, favour
+        self.rate, self.memory, self.favour, self.learn = rate, memory, favour, learn
         self.probes = len(self.names) * max(1, sweeps)
-        self.probe_steps = int(every * learn) // self.probes
-        if sweeps < 1 or favour == 0 or self.probe_steps < 1:
+        self.least = int(self.probes / max(learn, 1e-3)) + 1
+        self.every = 0 if every == "auto" else every
+        if sweeps < 1 or favour == 0 or learn == 0 or (every != "auto" and self.probe_steps < 1):
             problem = f"{self.probes} probes don't fit into a fraction of {learn} of {every} steps"
-            raise RecipeError(problem, key="mix.every", mend=f"a round takes at least {int(self.probes / max(learn, 1e-3)) + 1} steps here")
+            raise RecipeError(problem, key="mix.every", mend=f"a round takes at least {self.least} steps here")
         count = len(self.names)
         self.odds = np.full(count, 1.0 / count)
         self.law: np.ndarray[Any, Any] | None = None
@@ -64,8 +70,16 @@ class Aioli:
         self.falls: list[list[float]] = []
         self.shares = self._named(self.odds)
 
+    @property
+    def probe_steps(self) -> int:
+        """Steps of one probe."""
+        return int(self.every * self.learn) // self.probes
+
     def look(self, view: View) -> dict[str, float] | None:
         step = view.progress.step
+        if not self.every:
+            run = view.progress.steps or view.progress.horizon // max(view.progress.batch, 1) or USUAL * ROUNDS
+            self.every = max(run // ROUNDS, self.least)
         if self.probe < 0 and (step == self.begun == 0 or step >= self.begun + self.every):
             self.begun, self.probe, self.falls = step, 0, []
             self.before = self._measured(view)
@@ -106,10 +120,10 @@ class Aioli:
 
     def state(self) -> dict[str, Any]:
         law = None if self.law is None else self.law.tolist()
-        plain = {name: getattr(self, name) for name in ("begun", "probe", "before", "falls", "shares")}
+        plain = {name: getattr(self, name) for name in KEPT}
         return {"odds": self.odds.tolist(), "law": law} | plain
 
     def restore(self, state: dict[str, Any]) -> None:
         self.odds, self.law = np.array(state["odds"]), None if state["law"] is None else np.array(state["law"])
-        for name in ("begun", "probe", "before", "falls", "shares"):
+        for name in KEPT:
             setattr(self, name, state[name])

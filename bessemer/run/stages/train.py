@@ -31,6 +31,7 @@ def train(
     model: Annotated[Choice, Kind("models/families")] = {"name": "decoder", "depth": 4},  # type: ignore[assignment]
     adapt: Annotated[Choice, Kind("models/reparameterize")] | None = None,
     task: list[Task] = [Task()],
+    mix: Annotated[Choice, Kind("data/mix")] = "proportional",  # type: ignore[assignment]
     balance: Annotated[Choice, Kind("train/balance")] | None = None,
     mixed: bool = False,
     optim: list[Annotated[Choice, Kind("optim", role=str, match=str, dims=int)]] = [{"role": "matrix", "name": "muon"}, {"name": "adamw"}],  # type: ignore[list-item]
@@ -60,6 +61,7 @@ def train(
         adapt: what the weights of linear layers are made of while they train (`lora`, `sltrain`, ...); None: themselves, or as the
             earlier model's were. An earlier model's own are merged before new ones are put in place; `bessemer export` merges them too.
         task: what is learned, from which domains or examples, with which objective and weight.
+        mix: how domains of text share the batches of a task that has no mix of its own.
         mixed: put rows of all tasks into each micro-batch, for one pass of the trunk; false: each is of one task.
         balance: what the tasks' gradients become one by; None: their sum, each times its task's weight.
         optim: which optimizer takes which parameters; the first entry whose role, match or dims fit.
@@ -85,6 +87,7 @@ def train(
     new, rows = build.model_of(work, tokenizer, start, model, length)
     new = build.adapted(work, new, adapt, fresh=start is None)
     spend = build.budget(work, new, rows, steps=steps, tokens=tokens, seconds=seconds, flops=flops, batch=batch, micro_batch=micro_batch)
+    task = [each if each.mix is not None else each.model_copy(update={"mix": mix}) for each in task]
     meter = Meter()
     dtype = build.number_format(precision, f"{work.name}.precision")
     run = build.run(

@@ -89,6 +89,14 @@ def test_a_part_of_a_default_can_be_changed_where_the_recipe_leaves_it_out(base)
     assert (changed[0]["name"], changed[0]["role"], changed[1]["name"]) == ("wsd", "matrix", "constant")
 
 
+def test_a_task_may_be_renamed_and_keeps_its_other_keys():
+    given = {"stage": [{"do": "train", "task": [{"name": "one", "weight": 0.5, "objective": {"name": "meap", "rate": 0.2}}]}]}
+    for key in ("task.name", "task.0.name", "train.task.name"):
+        task = recipe.read(given, [f"{key}=two"]).stages[0].plain()["task"][0]
+        assert (task["name"], task["weight"], task["objective"]["rate"]) == ("two", 0.5, 0.2)
+    assert "rate" not in recipe.read(given, ["task.objective.name=ul2"]).stages[0].plain()["task"][0]["objective"]
+
+
 def test_overrides_from_python_may_be_none(base):
     assert options(recipe.read(base, {"train.steps": None}), "train")["steps"] is None
 

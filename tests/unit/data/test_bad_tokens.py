@@ -166,7 +166,6 @@ def test_fractions_and_sizes_out_of_range_are_refused(options, key):
         ({"mix": {"name": "fixed", "weights": {"proose": 1}}}, RecipeError, "no source or domain 'proose'"),
         ({"mix": {"name": "fixed", "weights": {"prose": -1, "code": 2}}}, RecipeError, "from 0 up"),
         ({"mix": {"name": "fixed", "weights": {"prose": 0.0}}}, RecipeError, "sum to zero"),
-        ({"mix": {"name": "fixed", "weights": {}}}, RecipeError, "sum to zero"),
         ({"mix": {"name": "fixed", "weights": {"prose": float("nan")}}}, RecipeError, "from 0 up"),
         ({"mix": {"name": "temperature", "temperature": 0.0}}, RecipeError, "above 0"),
         ({"mix": "fixd"}, RecipeError, "no 'fixd'"),

@@ -163,6 +163,20 @@ def test_aioli_finds_the_law_it_is_given():
     assert [shares[name] for name in names] == pytest.approx((odds / odds.sum()).tolist())
 
 
+@pytest.mark.parametrize(("steps", "every"), [(1000, 125), (40, 16)])
+def test_aiolis_rounds_follow_from_the_run_unless_the_probes_need_more(steps, every):
+    made = mix("aioli")
+    made.look(view(0, steps, losses=dict.fromkeys("abc", 1.0)))
+    assert made.every == every
+    again = mix("aioli")
+    again.restore(json.loads(json.dumps(made.state())))
+    assert again.every == every
+
+
+def test_fixed_shares_are_equal_where_no_weights_are_given():
+    assert choose("data/mix", "fixed")(SIZES) == pytest.approx({"a": 1 / 3, "b": 1 / 3, "empty": 0, "c": 1 / 3})
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
