@@ -180,11 +180,14 @@ class World:
 
     def pair(self, places: list[int]) -> Any:
         """The process group of the ranks at these places of the pipe axis, of which this rank is one."""
-        key = ("pipe", *map(str, places))
-        if key not in self._groups:
-            members = [self.mesh.members(self.rank, "pipe")[place] for place in places]
-            self._groups[key] = dist.new_group(members, timeout=TIMEOUT, use_local_synchronization=True)
-        return self._groups[key]
+        along = self.mesh.members(self.rank, "pipe")
+        return self.among(f"pipe {places}", [along[place] for place in places])
+
+    def among(self, name: str, members: list[int]) -> Any:
+        """The process group of some ranks, of which this is one, under a name of its own; None when that is only itself."""
+        if len(members) > 1 and (name,) not in self._groups:
+            self._groups[name,] = dist.new_group(members, timeout=TIMEOUT, use_local_synchronization=True)
+        return self._groups.get((name,))
 
     def sum(self, values: Tensor, *axes: str) -> Tensor:
         """Adds up `values` over the ranks along these axes, in place."""

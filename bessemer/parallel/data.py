@@ -6,12 +6,14 @@ How much is shared out is `shard`; how to read it in the names of ZeRO (Rajbhand
     state   optimizer state (ZeRO-1): parameters are gathered once a step, gradients scattered after the last micro-batch
     grad    and gradients (ZeRO-2): scattered after every micro-batch
     full    and parameters (ZeRO-3): gathered for each block, forward and backward
+    levels  optimizer state over all ranks, gradients over a node, parameters over neighbours (parallel/levels.py)
 
 With several replicas the sharing out stays inside a replica (hybrid sharding, Zhao et al. 2023).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
@@ -23,19 +25,35 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from bessemer.core import shards
 from bessemer.core.mesh import TOKENS, World
 from bessemer.parallel import expert
+from bessemer.parallel.levels import Levels
 
-Shard = Literal["none", "state", "grad", "full"]
+Shard = Literal["none", "state", "grad", "full", "levels"]
 
 
-def apply(model: Any, world: World, shard: Shard, gather: torch.dtype | None, chains: list[list[nn.Module]], roots: Sequence[nn.Module]) -> None:
+def apply(
+    model: Any,
+    world: World,
+    shard: Shard,
+    gather: torch.dtype | None,
+    chains: list[list[nn.Module]],
+    roots: Sequence[nn.Module],
+    sets: tuple[int, int],
+) -> list[Levels]:
     """Shards the model's parameters, block by block and then the rest, in place.
 
     Args:
         chains: of blocks that follow one another.
         roots: the model, or the stages of it that lie on this rank.
         gather: the type parameters travel and are computed in; None: their own.
+        sets: for "levels": ranks that share out parameters, and gradients.
+
+    Returns:
+        What guides the collectives of "levels"; else nothing.
+
+    Raises:
+        RecipeError: the ranks can't be divided into such sets.
     """
-    again = shard == "full" and list(roots) == [model]  # stages of a pipeline keep them from forward to backward
+    again = shard in ("full", "levels") and list(roots) == [model]  # stages of a pipeline keep them from forward to backward
     axes = ("replica", "shard") if world.count("replica") > 1 else ("shard",)
     policy = MixedPrecisionPolicy(param_dtype=gather, reduce_dtype=torch.float32 if gather is not None else None, cast_forward_inputs=False)
     products = expert.products(model)
@@ -54,6 +72,23 @@ def apply(model: Any, world: World, shard: Shard, gather: torch.dtype | None, ch
     for before, after in pairwise(blocks):
         before.set_modules_to_forward_prefetch([after])
         after.set_modules_to_backward_prefetch([before])
+    return _levels(world, sets, [*blocks, *roots], products) if shard == "levels" else []
+
+
+def _levels(world: World, sets: tuple[int, int], dense: list[Any], products: list[Any]) -> list[Levels]:
+    """Ordinary layers divide the ranks of data x context, experts those of expert_data, as far as the sizes of the sets divide them."""
+    pair, node = sets
+    found = [Levels(world, "shard", world.mesh.members(world.rank, "data", "context"), pair, node)]
+    for module in dense:
+        found[0].attach(module)
+    count = world.count("expert_data")
+    if products and count > 1:
+        pair = math.gcd(pair, count)
+        node = pair * math.gcd(node // pair, count // pair)
+        found.append(Levels(world, "expert shard", world.mesh.members(world.rank, "expert_data"), pair, node))
+        for module in products:
+            found[1].attach(module)
+    return found
 
 
 def _placement(count: int) -> Any:

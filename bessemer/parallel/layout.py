@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from bessemer.core import device, shards
 from bessemer.core.batch import Batch
 from bessemer.core.mesh import AXES, World
 from bessemer.models.package import fill
+from bessemer.parallel.buckets import Buckets
 from bessemer.parallel.context.columns import Axis
+from bessemer.parallel.levels import Levels
 from bessemer.parallel.pipeline import Pipeline
 
 
@@ -34,6 +35,8 @@ class Layout:
         unsharded: whether gradients are kept whole until the last micro-batch, and sharded only then.
         gathered: whether parameters stay whole between the micro-batches of a step.
         columns: the ranks that share the columns of every row, or None.
+        buckets: what sums those partial gradients, made from `partial` before the first micro-batch.
+        levels: what guides collectives that go by levels of the ranks.
     """
 
     world: World
@@ -44,6 +47,8 @@ class Layout:
     unsharded: bool = False
     gathered: bool = False
     columns: Axis | None = None
+    buckets: list[Buckets] = field(default_factory=list)
+    levels: list[Levels] = field(default_factory=list)
 
     def cut(self, batch: Batch) -> Batch:
         """This rank's columns of the batch.
@@ -60,20 +65,31 @@ class Layout:
 
     def before_micro_batch(self, last: bool) -> None:
         """Tells the data axis whether another micro-batch of the step follows."""
+        if last:
+            for each in self._buckets():
+                each.expect()
         if isinstance(self.model, FSDPModule):
             self.model.set_is_last_backward(last)
             self.model.set_requires_gradient_sync(last or not self.unsharded)
             self.model.set_reshard_after_backward(last or not self.gathered)
+            if self.levels:
+                self.model.set_requires_all_reduce(last)
+            for level in self.levels:
+                level.before_micro_batch(last)
 
     def after_micro_batches(self) -> None:
         """Sums what gradients the backward passes left partial, and lays the parameters back into shards."""
-        for axes, parameters in sorted(self.partial.items()):
-            group = self.world.group(*axes)
-            if group is not None:
-                _sum([shards.local(p.grad) for p in parameters if p.grad is not None], group)
+        for each in self._buckets():
+            each.finish()
         if self.stages is not None:
             self._sum_shared(self.stages)
         self.settle()
+
+    def _buckets(self) -> list[Buckets]:
+        if self.partial and not self.buckets:
+            groups = {axes: self.world.group(*axes) for axes in sorted(self.partial)}
+            self.buckets = [Buckets(self.partial[axes], group) for axes, group in groups.items() if group is not None]
+        return self.buckets
 
     def settle(self) -> None:
         """Parameters back in shards, as they are between steps; a forward pass alone leaves some whole."""
@@ -81,13 +97,14 @@ class Layout:
             for module in root.modules() if isinstance(root, FSDPModule) else ():
                 if isinstance(module, FSDPModule):
                     module.reshard()
+        for level in self.levels:
+            level.settle()
 
     def _sum_shared(self, stages: Pipeline) -> None:
         """Adds up the gradients of parameters that the first and the last stage both hold."""
         shared, ranks = stages.shared()
-        gradients = [shards.local(p.grad) for p in shared if p.grad is not None]
-        if gradients:
-            _sum(gradients, self.world.pair(ranks))
+        if any(p.grad is not None for p in shared):
+            Buckets(shared, self.world.pair(ranks)).finish()
 
     def norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """The norm of the whole gradient, 0-d, the same on every rank."""
@@ -157,20 +174,3 @@ class Layout:
                 holders = self.world.mesh.ranks // (self.world.mesh.pipe * shards.pieces(parameter)) * (2 if id(parameter) in twice else 1)
                 found.setdefault(holders, []).append(shards.local(parameter.grad))
         return sorted(found.items())
-
-
-def _sum(gradients: list[Tensor], group: Any) -> None:
-    """Adds gradients up over a group, in place, those of a type together."""
-    kinds: dict[torch.dtype, list[Tensor]] = {}
-    for gradient in gradients:
-        kinds.setdefault(gradient.dtype, []).append(gradient)
-    for members in kinds.values():
-        flat = torch.cat([g.reshape(-1) for g in members])
-        torch.distributed.all_reduce(flat, group=group)
-        for gradient, total in zip(members, flat.split([g.numel() for g in members]), strict=True):
-            gradient.copy_(total.view_as(gradient))
-
-
-def is_sharded(parameter: Tensor) -> bool:
-    """Whether this rank holds only a part of it."""
-    return isinstance(parameter, DTensor) and shards.pieces(parameter) > 1

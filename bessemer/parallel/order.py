@@ -9,6 +9,7 @@ import torch
 
 from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import TOKENS, World
+from bessemer.models.layers import native_attention
 from bessemer.models.reparameterized import Counting, matrices
 from bessemer.parallel import data, expert, pipeline, tensor
 from bessemer.parallel import remat as remats
@@ -20,7 +21,9 @@ class Parallel(pydantic.BaseModel):
     """A recipe's `parallel` table: what the sizes of the mesh don't say.
 
     Attributes:
-        shard: what is shared out along the data axis: "full", "grad", "state" or "none" (parallel/data.py).
+        shard: what is shared out along the data axis: "full", "grad", "state", "levels" or "none" (parallel/data.py).
+        pair: for "levels": how many neighbours along data x context share out parameters.
+        node: for "levels": how many share out gradients.
         context: how attention works across the columns of the ranks (parallel/context/columns.py).
         pipe: the schedule of a pipeline: "gpipe", "1f1b", "interleaved", "zb1p", "zbv" or "dualpipev" (parallel/pipeline.py).
         remat: which activations are computed again in the backward pass: "none", "full", "selective" or "budget" (parallel/remat.py).
@@ -31,6 +34,8 @@ class Parallel(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
     shard: data.Shard = "full"
+    pair: int = pydantic.Field(default=2, ge=1)
+    node: int = pydantic.Field(default=8, ge=1)
     context: Method = "auto"
     pipe: pipeline.Schedule = "1f1b"
     remat: remats.Remat = "none"
@@ -67,13 +72,14 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
         layout.columns = Axis(world.group("context"), options.context)
     remats.apply((block for chain in chains for block in chain), options.remat, options.budget, compile)
     if compile:
+        native_attention.prepare()
         for block in (block for block in model.blocks if any(block in chain for chain in chains)):
             block.compile(dynamic=False)
     if data.wanted(world, options.shard):
         names = {id(p): name for name, p in model.named_parameters()}
         inner_names = {names[id(p)] for p in inner}
         travelling = dtype if options.gather == "compute" and dtype != torch.float32 else None
-        data.apply(model, world, options.shard, travelling, chains, layout.roots)
+        layout.levels = data.apply(model, world, options.shard, travelling, chains, layout.roots, (options.pair, options.node))
         inner = [p for name, p in model.named_parameters() if name in inner_names]
         layout.gathered, layout.unsharded = options.shard in ("grad", "state"), options.shard == "state"
         outer: list[torch.nn.Parameter] = []

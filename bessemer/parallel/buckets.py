@@ -1,0 +1,102 @@
+"""Gradients summed over ranks bucket by bucket, while the backward pass still works on those of earlier layers (Li et al. 2020, "PyTorch distributed").
+
+A bucket is one flat tensor of neighbouring parameters' gradients, the last layers' first. It travels as soon as the backward pass of the
+step's last micro-batch has finished all of it and every bucket before it has left, so all ranks send the same in the same order. Gradients
+become views of what came back; nothing is copied a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from bessemer.core import shards
+
+SIZE = 8 * 2**20
+"""Bytes of a bucket's gradients, from which on no other is added."""
+
+
+class Buckets:
+    """The gradients that are to be summed over one group.
+
+    A parameter without a gradient (of a task that had no micro-batch) is left out, on all ranks alike.
+
+    Args:
+        parameters: in the order of the forward pass.
+        group: the ranks.
+        size: bytes of a bucket.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], group: Any, size: int = SIZE) -> None:
+        self.group, self.waits = group, False
+        self.buckets = _divide(list(parameters)[::-1], size)
+        self.number = {id(p): number for number, bucket in enumerate(self.buckets) for p in bucket}
+        self.missing: list[set[int]] = []
+        self.hooked: set[int] = set()
+        self.sent: list[tuple[list[nn.Parameter], Tensor, Any]] = []
+
+    def expect(self) -> None:
+        """The next backward pass is the last of the step: what it finishes may travel."""
+        self.waits, self.missing = True, []
+        for bucket in self.buckets:
+            trained = [p for p in bucket if p.requires_grad]
+            self.missing.append({id(p) for p in trained})
+            for parameter in trained:
+                if id(parameter) not in self.hooked:
+                    parameter.register_post_accumulate_grad_hook(self._finished)
+                    self.hooked.add(id(parameter))
+
+    def finish(self) -> None:
+        """Sends what has not been sent, waits for all of it, and leaves each parameter the sum."""
+        self.waits = False
+        while len(self.sent) < len(self.buckets):
+            self._send()
+        for parameters, flat, work in self.sent:
+            if work is not None:
+                work.wait()
+                _take(parameters, flat)
+        self.sent = []
+
+    def _finished(self, parameter: Tensor) -> None:
+        if not self.waits:
+            return
+        self.missing[self.number[id(parameter)]].discard(id(parameter))
+        while len(self.sent) < len(self.buckets) and not self.missing[len(self.sent)]:
+            self._send()
+
+    def _send(self) -> None:
+        parameters = [p for p in self.buckets[len(self.sent)] if p.grad is not None]
+        gradients = [shards.local(p.grad).reshape(-1) for p in parameters if p.grad is not None]
+        flat = torch.cat(gradients) if gradients else torch.empty(0)
+        self.sent.append((parameters, flat, dist.all_reduce(flat, group=self.group, async_op=True) if gradients else None))
+
+
+def _divide(parameters: list[nn.Parameter], size: int) -> list[list[nn.Parameter]]:
+    """Neighbours of one type together, up to `size` bytes."""
+    found: list[list[nn.Parameter]] = []
+    held = 0
+    for parameter in parameters:
+        if not found or held >= size or found[-1][0].dtype != parameter.dtype:
+            found.append([])
+            held = 0
+        found[-1].append(parameter)
+        held += shards.local(parameter).nbytes
+    return found
+
+
+def _take(parameters: list[nn.Parameter], flat: Tensor) -> None:
+    begin = 0
+    for parameter in parameters:
+        gradient: Any = parameter.grad
+        piece = shards.local(gradient)
+        total = flat[begin : begin + piece.numel()].view_as(piece)
+        begin += piece.numel()
+        if isinstance(gradient, DTensor):
+            piece.copy_(total)
+        else:
+            parameter.grad = total

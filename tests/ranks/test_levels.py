@@ -1,0 +1,69 @@
+"""Three levels of sharing out: what crosses nodes doesn't grow with micro-batches, and each level holds its share. Equality: test_layouts.py."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from bessemer.core.errors import RecipeError
+from bessemer.core.mesh import Mesh, World
+from bessemer.core.registry import choose
+from bessemer.models.families.decoder import Decoder
+from bessemer.parallel.order import Parallel, spread
+from bessemer.plan.traffic import Listener
+from bessemer.train.engine import Engine
+from tests.ranks.layouts import MODEL, VOCABULARY, batches, share
+
+
+def step(micro_batches: int) -> dict[str, Any]:
+    """A step of 8 ranks in pairs and nodes of 4; bytes sent by group, and what is held before the last micro-batch."""
+    world = World(Mesh(data=8))
+    model = Decoder(VOCABULARY, 3, **MODEL)
+    size = sum(p.nbytes for p in model.parameters())
+    layout = spread(model, world, Parallel(shard="levels", pair=2, node=4))
+    engine = Engine(model, {"text": (choose("objectives", "next_token")(), 1.0)}, torch.float32, layout)
+    held: list[tuple[int, int]] = []
+    before = layout.before_micro_batch
+
+    def note(last: bool) -> None:
+        parts = layout.levels[0].parts
+        held.append(tuple(sum(each.held.nbytes for each in kind if each.held is not None) for kind in zip(*parts, strict=True)))
+        before(last)
+
+    layout.before_micro_batch = note
+    with Listener(world) as listener:
+        engine.forward_backward([share(batch, world.index("data"), 8) for batch in batches([8] * micro_batches, 0)])
+    sent = {row.axes: row.bytes for row in listener.traffic()}
+    left = [each for part in layout.levels[0].parts for each in part if each.held is not None]
+    return {"sent": sent, "size": size, "held": held, "left": len(left)}
+
+
+def test_parameters_and_gradients_cross_nodes_once_a_step(ranks):
+    one, four = ranks(step, 1, count=8)[0], ranks(step, 4, count=8)[0]
+    size = one["size"]
+    padded = pytest.approx(size, rel=0.1)  # small tensors don't divide evenly
+    for found in (one, four):
+        assert found["sent"]["shard pairs"] / (3 / 4) * 2 == padded  # half of the parameters, gathered over four pairs
+        assert found["sent"]["shard nodes"] / (1 / 2) * 4 == padded  # a quarter of the gradients, scattered over two nodes
+        assert found["left"] == 0
+    assert four["sent"]["shard node"] == 4 * one["sent"]["shard node"]  # gradients over a node after each micro-batch
+    assert four["sent"]["shard pair"] > 3.9 * one["sent"]["shard pair"]  # parameters inside a pair, forward and backward
+    assert one["held"] == [(0, 0)]
+    assert four["held"][0] == (0, 0)
+    for parameters, gradients in four["held"][1:]:
+        assert parameters * 2 == padded
+        assert gradients * 4 == padded
+
+
+@pytest.mark.parametrize(("pair", "node", "key"), [(3, 8, "parallel.pair"), (2, 6, "parallel.node")])
+def test_sets_that_do_not_divide_are_refused(ranks, pair, node, key):
+    assert ranks(refused, pair, node, count=4) == [key] * 4
+
+
+def refused(pair: int, node: int) -> str | None:
+    """The key that is complained of."""
+    try:
+        spread(Decoder(VOCABULARY, 3, **MODEL), World(Mesh(data=4)), Parallel(shard="levels", pair=pair, node=node))
+    except RecipeError as error:
+        return error.key
+    return None
