@@ -94,14 +94,15 @@ def _convert(kind: Architecture, model: nn.Module, stored: weights.Weights) -> d
 
 def _gather(source: Source, shape: tuple[int, ...], stored: weights.Weights, theirs: Callable[[str], str]) -> Tensor:
     parts = []
-    for name, rows in zip(source.names, source.rows or (shape[0],), strict=True):
-        wanted = (rows, *shape[1:])
+    flat = shape if len(shape) < 3 else (shape[0] * shape[1], shape[2])  # stacked matrices of experts lie one below the other
+    for name, rows in zip(source.names, source.rows or (flat[0],), strict=True):
+        wanted = (rows, *flat[1:])
         wanted = wanted[::-1] if source.transposed else wanted
         if stored.shape(theirs(name)) != wanted:
             raise package.misshapen(stored.file_of(theirs(name)), theirs(name), stored.shape(theirs(name)), wanted)
         part = stored[theirs(name)]
         parts.append(part.T.contiguous() if source.transposed else part)
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(shape)
 
 
 def special_tokens(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
@@ -173,6 +174,7 @@ def write_folder(
 
 
 def _scatter(source: Source, value: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor | Callable[[], Tensor]]:
+    value = value if value.ndim < 3 else value.flatten(0, 1)
     parts = value.split(list(source.rows)) if source.rows else (value,)
 
     def ready(part: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ GPT2 = {
     "eos_token_id": None,
     "pad_token_id": 0,
 }
+MIXTURE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("Llama", COMMON | {"num_key_value_heads": 4}),
     "llama3": ("Llama", COMMON | {"tie_word_embeddings": True, **_long("llama3", **LLAMA3)}),
@@ -53,8 +54,12 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", COMMON | {"head_dim": 16}),
     "olmo2": ("Olmo2", COMMON),
     "gpt2": ("GPT2", GPT2),
+    "mixtral": ("Mixtral", COMMON | {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 9}),
+    "qwen3_moe": ("Qwen3Moe", COMMON | MIXTURE | {"head_dim": 16, "norm_topk_prob": True}),
+    "qwen3_moe_dense": ("Qwen3Moe", COMMON | MIXTURE | {"head_dim": 16, "mlp_only_layers": [0], "tie_word_embeddings": True}),
+    "olmoe": ("Olmoe", COMMON | {"num_experts": 6, "num_experts_per_tok": 3}),
 }
-MAIN = ["llama2", "llama3", "mistral", "qwen2", "qwen3", "olmo2", "gpt2"]
+MAIN = ["llama2", "llama3", "mistral", "qwen2", "qwen3", "olmo2", "gpt2", "mixtral", "qwen3_moe", "olmoe"]
 
 
 def reference(name: str, seed: int = 0) -> Any:

@@ -27,7 +27,7 @@ class Source:
     """Where one of our parameters lies in a Hugging Face checkpoint.
 
     Attributes:
-        names: tensors that, one below the other, make ours.
+        names: tensors that, one below the other, make ours; each expert's matrix in turn where ours are stacked.
         rows: how many rows of ours each of them holds.
         transposed: theirs are [inputs, outputs] (GPT-2's Conv1D).
     """
@@ -151,8 +151,10 @@ class Architecture:
 
     def why_not(self, o: dict[str, Any]) -> str | None:
         """Why a model of these options is not of this architecture, or None."""
-        if o.get("experts"):
-            return "it has layers of experts"
+        return "it has layers of experts" if o.get("experts") else self.unfit(o)
+
+    def unfit(self, o: dict[str, Any]) -> str | None:
+        """Which option is not among those `required`, or None."""
         for key, allowed in self.required.items():
             if o[key] not in allowed:
                 return f"{key} is {o[key]!r}"
