@@ -68,7 +68,8 @@ def compare(
             bench.train(variant, seed, share, f" (seed {seed})" if seeds > 1 else "")
     made_of = digest([base.plain(), budget, dict(tune), tuner if tune else "", smoke])
     variants += _earlier(place, made_of, [variant.settings for variant in variants])
-    table = {"recipe": base.name, "budget": budget, "seeds": seeds, "tune": tune, "made_of": made_of, "variants": rows(variants, target, limit)}
+    table: dict[str, Any] = {"recipe": base.name, "budget": budget, "seeds": seeds, "tune": tune, "made_of": made_of, "first": variants[0].name}
+    table["variants"] = rows(variants, target, limit)
     from bessemer.run.compare_page import write
 
     write(place, table, variants)

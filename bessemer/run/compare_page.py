@@ -38,6 +38,7 @@ def write(out: Path, table: dict[str, Any], variants: list[Variant]) -> None:
         f"<h1>{html.escape(table['recipe'])}: {html.escape(' and '.join(variants[0].settings))}</h1>",
         *(f"<p>{html.escape(line)}</p>" for line in explained(table)),
         html.table([*HEAD, LAST], cells(table), numeric=range(2, len(HEAD))),
+        *([html.table(*helped(table), numeric=range(1, 99))] if helped(table)[1] else []),
         html.pictures(pictures),
     ]
     files.write(out / "compare.html", html.page(f"{table['recipe']}, compared", body))
@@ -75,6 +76,23 @@ def cells(table: dict[str, Any]) -> list[list[str]]:
     return out
 
 
+def helped(table: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Who helped whom: each domain's held-out measure and each task's terms under every variant, less those of the first as it was named.
+
+    Returns:
+        the head and the rows; no rows where there is only one part.
+    """
+    variants = sorted(table["variants"], key=lambda row: row["name"] != table["first"])
+    names = list(dict.fromkeys(name for row in variants for name in row.get("parts") or {}))
+    head = ["", *(f"{row['name']}{' less it' if place else ''}" for place, row in enumerate(variants))]
+    rows = []
+    for name in names:
+        base, *others = ((row.get("parts") or {}).get(name) for row in variants)
+        if base is not None:
+            rows.append([name, f"{base:.4f}", *("" if each is None else f"{each - base:+.4f}" for each in others)])
+    return head, rows
+
+
 def text(table: dict[str, Any]) -> str:
     """The table for a terminal; columns in which there is nothing are left out."""
     from rich.console import Console
@@ -90,6 +108,14 @@ def text(table: dict[str, Any]) -> str:
         shown.add_row(*(row[place] for place in kept))
     out = io.StringIO()
     Console(file=out, width=190).print(shown)
+    head, parts = helped(table)
+    if parts:
+        who = Table(box=None, pad_edge=False, header_style="bold", title="who was helped: of losses and bits, less is better", title_justify="left")
+        for place, column in enumerate(head):
+            who.add_column(column, justify="right" if place else "left", no_wrap=True)
+        for row in parts:
+            who.add_row(*row)
+        Console(file=out, width=190).print(who)
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
     return "\n".join([*lines, "", *explained(table), f"look at    {table['folder']}/compare.html"])
 

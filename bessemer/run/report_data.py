@@ -83,6 +83,16 @@ class Curve:
         found = [(line, domain_scores(line["evaluation"])) for line in self.evaluations]
         return [(line, sum(scores.values()) / len(scores)) for line, scores in found if scores]
 
+    def parts(self) -> dict[str, float]:
+        """What is lower the better by domain and by task: the last held-out bits per byte of each domain, and each term's mean over the last twentieth."""
+        found = {f"{domain} (held-out)": ys[-1] for domain, (_, ys) in self.held_out().items()}
+        terms = list(dict.fromkeys(name for line in self.steps for name in line.get("terms") or {}))
+        for name in terms if len(terms) > 1 else []:
+            values = [line["terms"][name] for line in self.steps if name in (line.get("terms") or {})]
+            tail = values[-max(1, len(values) // 20) :]
+            found[name] = sum(tail) / len(tail)
+        return {name: value for name, value in found.items() if value == value} if len(found) > 1 else {}
+
 
 def domain_scores(evaluation: dict[str, Any]) -> dict[str, float]:
     """The bits per byte of each domain: of `bits_per_byte`, a number or a table of numbers or of figures with a `value`.

@@ -160,6 +160,20 @@ def test_later_variants_are_added_to_the_earlier_ones_of_the_same_budget(toy):
     assert [row["settings"]["lr"] for row in other["variants"]] == [2.0]
 
 
+def test_who_helped_whom_is_told_by_domain_and_task(toy, capsys):
+    table = compare.compare("r.toml", {"lr": [0.5, 2.0]}, Path("a"), budget="steps=20", seeds=2)
+    head, parts = compare_page.helped(table)
+    assert head == ["", "lr=0.5", "lr=2.0 less it"]
+    for name, base, other in parts:
+        by = {row["name"]: row["parts"][name] for row in table["variants"]}
+        assert (base, other) == (f"{by['lr=0.5']:.4f}", f"{by['lr=2.0'] - by['lr=0.5']:+.4f}")
+    assert [name for name, _, _ in parts] == ["code (held-out)", "prose (held-out)", "next_token", "z_loss"]
+    assert "who was helped" in compare_page.text(table | {"folder": "a"})
+    made = Curve("x")
+    made.steps = [{"step": n, "tokens": n, "terms": {"text/next_token": 9.0 - n} | ({"masked/mae": 1.0} if n % 2 else {})} for n in range(8)]
+    assert made.parts() == {"text/next_token": 2.0, "masked/mae": 1.0}
+
+
 def test_a_target_is_reached_where_the_first_measure_is_below_it(toy):
     """The toy measures every five steps; the target is what the first variant ends at."""
     table = compare.compare("r.toml", {"lr": [0.5, 2.0, 0.1]}, Path("a"), budget="steps=40", seeds=3)
