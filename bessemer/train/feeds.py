@@ -59,6 +59,11 @@ def objectives(work: Work, model: Any, tasks: list[Task], tokenizer: Tokenizer, 
         made.ranks = ranks
         made.read(tokenizer)
         found[task.name] = (made, task.weight)
+    known = {adapter.stream for adapter in model.adapters.values()}
+    for name in getattr(model, "options", {}).get("modalities", []):
+        if name not in known:
+            problem = f"no task's adapter makes '{name}', which the model has feed-forward parts for"
+            raise RecipeError(problem, key=f"{work.name}.model.modalities", mend=neighbours(name, known))
     if not any(task.start == 0.0 for task in tasks) or not any(task.stop == 1.0 for task in tasks):
         raise RecipeError("a part of the run has no task at all", key=f"{work.name}.task", mend="let one task start at 0, and one stop at 1")
     return found

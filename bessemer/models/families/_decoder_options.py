@@ -78,6 +78,11 @@ def check(vocabulary: int, o: dict[str, Any]) -> None:
             raise RecipeError(wrong[1], key=f"model.experts.{wrong[0]}")
         if o["mlp_bias"]:
             raise RecipeError("experts have no biases", key="model.mlp_bias", mend="leave it out, or the experts")
+    if o["modalities"] and o["experts"] is not None:
+        clash = "columns of other modalities have feed-forward parts of their own, and experts are for all columns"
+        raise RecipeError(clash, key="model.modalities", mend="leave one of the two out")
+    if len(set(o["modalities"])) < len(o["modalities"]):
+        raise RecipeError(f"{o['modalities']} names one twice", key="model.modalities")
     if o["rope_scaling"] is not None:
         if o["positions"] != "rope":
             raise RecipeError(f"there is nothing to scale with positions = '{o['positions']}'", key="model.rope_scaling")

@@ -23,6 +23,7 @@ from bessemer.models.layers.embedding import Embedding
 from bessemer.models.layers.experts import Experts, MixtureOfExperts
 from bessemer.models.layers.head import Head
 from bessemer.models.layers.mlp import MLPName, mlp
+from bessemer.models.layers.modal import kinds
 from bessemer.models.layers.norm import NormName, norm
 from bessemer.models.layers.rope import Rope
 from bessemer.models.reparameterized import Matrix
@@ -57,6 +58,7 @@ class Decoder(nn.Module):
         tied: the head shares the embedding's weight.
         head_bias: a bias on the logits.
         experts: a table that makes the feed-forward parts mixtures of experts (models/layers/experts.py); `{ count = 16 }` is enough.
+        modalities: streams of adapters, such as "patches", whose columns go through feed-forward parts of their own (models/layers/modal.py).
         ahead: modules that predict further tokens, read by the objective multi_token.
         transfer: initial values and learning-rate scales that carry over between sizes; false: plain, as imported models are.
 
@@ -92,6 +94,7 @@ class Decoder(nn.Module):
         tied: bool = False,
         head_bias: bool = False,
         experts: Experts | None = None,
+        modalities: list[str] = [],
         ahead: int = 0,
         transfer: bool = True,
     ) -> None:
@@ -158,9 +161,11 @@ class Decoder(nn.Module):
         """What the layers share for this batch: for those that see whole documents, and for those with a window."""
         cos, sin = self.rope(batch.positions, getattr(batch.spread, "longest", None)) if self.rope else (None, None)
         full = self._context(batch, cache, None, cos, sin)
+        if self.options["modalities"]:
+            full = full._replace(kinds=kinds(batch, self.options["modalities"]))
         if self.options["window"] is None:
             return full, full
-        return full, self._context(batch, cache, self.options["window"], cos, sin)
+        return full, self._context(batch, cache, self.options["window"], cos, sin)._replace(kinds=full.kinds)
 
     def _context(self, batch: Batch, cache: Any, window: int | None, cos: Tensor | None, sin: Tensor | None) -> Context:
         length = batch.tokens.shape[1]
@@ -198,7 +203,8 @@ class Decoder(nn.Module):
         counted; a window sees less. Of the experts only those count that a token gets. Packing is not accounted for: documents are taken to
         fill their rows; nor are the adapters and heads of single tasks.
         """
-        outside = {id(m) for part in (self.adapters, self.tasks) for m in part.modules()}
+        others = [m for name, m in self.blocks.named_modules() if name.endswith(".others")]  # a column goes through one part
+        outside = {id(m) for part in (self.adapters, self.tasks, *others) for m in part.modules()}
         matrices = float(sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear) and id(m) not in outside))
         matrices += sum(m.active_weights() for m in self.modules() if isinstance(m, MixtureOfExperts))
         heads = matrices + len(self.ahead) * self.head.weight.numel()
@@ -213,7 +219,8 @@ def _block(o: dict[str, Any], layer: int) -> Block:
     second = None if o["parallel"] else _norm(o)
     routed = o["experts"] is not None and layer >= o["experts"]["dense"]
     feed = MixtureOfExperts(o["width"], o["mlp"], o["experts"]) if routed else mlp(o["mlp"], o["width"], o["ffn"], o["mlp_bias"])
-    return Block(attention, feed, _norm(o), second, o["norm_place"], o["parallel"])
+    others = [mlp(o["mlp"], o["width"], o["ffn"], o["mlp_bias"]) for _ in o["modalities"]]
+    return Block(attention, feed, _norm(o), second, o["norm_place"], o["parallel"], others)
 
 
 def _norm(o: dict[str, Any]) -> nn.Module:

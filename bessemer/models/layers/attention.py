@@ -12,6 +12,7 @@ from bessemer.core import device
 from bessemer.models.layers import peaks
 from bessemer.models.layers.blocked import blocked_attention
 from bessemer.models.layers.linear import Linear
+from bessemer.models.layers.modal import Kinds
 from bessemer.models.layers.native_attention import fits, native_attention
 from bessemer.models.layers.norm import RMSNorm
 from bessemer.models.layers.rope import rotate
@@ -74,6 +75,7 @@ class Context(NamedTuple):
         valid: bool [rows, length], False at padding; None: all are tokens.
         spread: who knows the columns that other ranks hold; None: all columns are here. With it the mask is None.
         window: tokens a query may look back at, for `spread`; elsewhere the mask says it.
+        kinds: the columns by modality, where some have feed-forward parts of their own; None: all hold text.
     """
 
     cos: Tensor | None
@@ -83,6 +85,7 @@ class Context(NamedTuple):
     valid: Tensor | None = None
     spread: Spread | None = None
     window: int | None = None
+    kinds: Kinds | None = None
 
 
 class Attention(nn.Module):
