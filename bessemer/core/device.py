@@ -81,9 +81,14 @@ def can_compile() -> bool:
     return is_accelerator() or any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "g++"))
 
 
-def has_wide_vectors(tensor: torch.Tensor) -> bool:
-    """Whether a tensor lies in a processor's memory, and that processor adds and multiplies sixteen numbers at once."""
-    return tensor.device.type == "cpu" and torch.cpu._is_avx512_supported()
+def has_wide_vectors() -> bool:
+    """Whether this machine's processor adds and multiplies sixteen numbers at once."""
+    return torch.cpu._is_avx512_supported()
+
+
+def in_main_memory(tensor: torch.Tensor) -> bool:
+    """Whether the processor itself works on a tensor."""
+    return tensor.device.type == "cpu"
 
 
 def slow_flash_backward(query: torch.Tensor) -> bool:

@@ -22,9 +22,18 @@ BLOCK = 32
 
 def fits(query: Tensor, mask: Tensor | None) -> bool:
     """Whether the kernel can take these; asked while compiling, for nothing can be differentiated through it twice."""
-    if query.dtype != torch.float32 or query.shape[2] % BLOCK or query.shape[3] % BLOCK or not device.has_wide_vectors(query):
+    if query.dtype != torch.float32 or query.shape[2] % BLOCK or query.shape[3] % BLOCK or not device.in_main_memory(query):
         return False
-    return (mask is None or mask.shape[1] == 1) and library() is not None
+    return (mask is None or mask.shape[1] == 1) and _ready
+
+
+_ready = False
+
+
+def prepare() -> None:
+    """Builds the kernel where it can be used, before anything that calls it is compiled: the compiler can't trace the building."""
+    global _ready
+    _ready = device.has_wide_vectors() and library() is not None
 
 
 @cache

@@ -28,6 +28,7 @@ class Log:
     def __call__(self, report: Report) -> None:
         progress = report.progress
         rate = report.tokens / report.seconds
+        first = not self.rate
         self.rate = rate if not self.rate else 0.9 * self.rate + 0.1 * rate
         line: dict[str, Any] = {
             "step": progress.step,
@@ -38,13 +39,14 @@ class Log:
             "gradient_norm": report.norm,
             "rows": report.result.rows,
             "tokens_per_second": rate,
-            "mfu": self.run.flops_per_token * rate / self.run.peak,
             "memory_bytes": device.memory_in_use(),
             "seconds": progress.seconds,
             "time": {**report.time, "other": max(0.0, report.seconds - sum(report.time.values()))},
             "skipped": progress.skipped,
             **self.run.energy(),
         }
+        if not first or progress.done:  # a process's first step imports and compiles, and needn't wait for the peak to be measured
+            line["mfu"] = self.run.flops_per_token * rate / self.run.peak
         if report.result.counts:
             line["counts"] = {name: count.tolist() for name, count in report.result.counts.items()}
         self.run.metrics.write(line)
