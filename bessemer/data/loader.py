@@ -66,6 +66,7 @@ class Loader:
         rows_of: name -> rows in one epoch.
         epoch: rows of all groups together.
         padding: the share of places that hold no token, over all rows.
+        levelled: whether the packing fills each row with pieces of one size, so that rows can be folded to it (data/fold.py).
 
     Raises:
         DataError: there is less text than one row, a group with a share has no document in this split, or the logits are another store's.
@@ -128,7 +129,7 @@ class Loader:
         self.cooldown, self.cools_from = (prefixes.cooldown if prefixes else 0.0), _NEVER
         packed = self._views[0][1]
         self.rows, self.rows_of = packed.rows, dict(zip(self.names, packed.counts.tolist(), strict=True))
-        self.epoch, self.padding = self.rows.count, self.rows.padding
+        self.epoch, self.padding, self.levelled = self.rows.count, self.rows.padding, packed.levelled
 
     def rows_at(self, sample: Array) -> tuple[Array, Array]:
         """Which row of `self.rows`, and which group, each sample of the global order is: two int64 arrays."""

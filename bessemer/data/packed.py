@@ -28,6 +28,7 @@ class Packed:
         rows: all groups' rows, one group after the other.
         counts: int64 [groups], rows of each.
         firsts: int64 [groups], where each begins.
+        levelled: whether rows hold pieces of one size each.
     """
 
     def __init__(self, lengths: Array, groups: Mapping[str, Array], pack: Choice, length: int, seed: int) -> None:
@@ -37,6 +38,7 @@ class Packed:
         self.counts = np.array([part.count for part in parts], dtype=np.int64)
         self.firsts = np.cumsum(self.counts) - self.counts
         self._levels = [None if part.levels is None or part.turns is None else _Levels(part.levels, part.turns) for part in parts]
+        self.levelled = any(levels is not None for levels in self._levels)
 
     def _part(self, lengths: Array, name: str, found: Array, pack: Choice, length: int) -> Rows:
         order = found[rng.permute(np.arange(len(found)), len(found), rng.key(self.seed, "documents", name))] if len(found) else found

@@ -197,7 +197,8 @@ def run(
     memory.tune()
     model = model.to(device.device()).train()
     objectives = feeds.objectives(work, model, task, tokenizer, along(world.group(*ROWS)))
-    supply = feeds.feeds(work, task, objectives, store, examples, tokenizer, spend.length, spend.rows, logits)
+    even = mixed or world.count("pipe", "context") > 1  # rows of one length
+    supply = feeds.feeds(work, task, objectives, store, examples, tokenizer, spend.length, spend.rows, logits, not even)
     one = feeds.mixed(work, model, objectives, balance) if mixed else None
     objectives = objectives if one is None else {MIXED: (one, 1.0)}
     compiler.fuse(compile and not work.smoke)

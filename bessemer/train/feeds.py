@@ -79,6 +79,7 @@ def feeds(
     length: int,
     rows: int,
     logits: SparseLogits | None = None,
+    fold: bool = True,
 ) -> dict[str, Feed]:
     """Task name -> where its rows come from.
 
@@ -86,6 +87,7 @@ def feeds(
         length: columns of a row.
         rows: rows of a global batch.
         logits: a teacher's, for the objectives that learn from them.
+        fold: whether micro-batches may have rows of different lengths.
 
     Raises:
         BessemerError: a task's data is missing, or doesn't have what its objective reads.
@@ -102,7 +104,7 @@ def feeds(
         else:
             loader = _text(task, store, tokenizer, length, work.seed, logits if objective.stored else None)
         prepare: Callable[[Batch], Batch] = partial(_prepared, objective, rng.key(work.seed, "prepare", task.name))
-        found[task.name] = Feed(loader, task.share, objective.unit, task.start, task.stop, prepare)
+        found[task.name] = Feed(loader, task.share, objective.unit, task.start, task.stop, prepare, fold and getattr(loader, "levelled", False))
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from bessemer.core.batch import Batch
 from bessemer.core.progress import Progress
+from bessemer.data.fold import folded
 from bessemer.data.prefetch import Prefetch
 
 
@@ -26,6 +27,7 @@ class Feed:
         unit: rows that must stay together; a step gets whole units.
         start, stop: the span of training, as fractions of it, in which the task is on.
         prepare: what the objective does to a batch, on the data side.
+        fold: whether rows are cut where no document crosses the cuts (data/fold.py).
     """
 
     loader: Any
@@ -34,10 +36,12 @@ class Feed:
     start: float = 0.0
     stop: float = 1.0
     prepare: Callable[[Batch], Batch] = _as_it_is
+    fold: bool = False
 
     def batch(self, start: int, rows: int, *, rank: int = 0, ranks: int = 1) -> Batch:
         """A prepared batch of the loader's."""
-        return self.prepare(self.loader.batch(start, rows, rank=rank, ranks=ranks))
+        made = self.prepare(self.loader.batch(start, rows, rank=rank, ranks=ranks))
+        return folded(made) if self.fold else made
 
     def on(self, progress: Progress) -> bool:
         return self.start <= progress.fraction and (progress.fraction < self.stop or self.stop >= 1.0)

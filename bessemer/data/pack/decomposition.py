@@ -25,7 +25,8 @@ def decomposition(
     Claim: with the length curriculum a target accuracy is reached three times faster than by concatenating and cutting.
 
     A document's pieces are the binary digits of its length, the largest first, none longer than a row; so no piece crosses
-    documents, and every step reads as many tokens as any other, in more or fewer sequences. Rows are ordered within an epoch by the
+    documents, and every step reads as many tokens as any other, in more or fewer sequences: a micro-batch's rows are folded to its
+    longest piece before they are computed (data/fold.py), so attention costs what the pieces' lengths ask for. Rows are ordered within an epoch by the
     curriculum: in each of `cycles` rounds, the odds of each doubling of the size grow from 1 / skew to skew against the size below it.
 
     Args:
