@@ -10,8 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
+
+join_flat: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""torch's gathering of equal pieces into one tensor: (into, piece, group=), under its name from 2.13 on or before."""
+scatter_flat: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+"""torch's sum of tensors of which each rank gets a piece: (into, whole, group=), under its name from 2.13 on or before."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Tensors of which each rank holds a piece: where the piece lies in the whole, and how the whole is put together.
 
 torch's DTensor says how a tensor is cut along the axes of a mesh. One thing it can't say: a weight that stacks several matrices
-(query, key, value) is cut along `tensor` part by part, so a rank's rows are no neighbours in the whole. Functions here take the parts' row
+(query, key, value; an expert's gate and up) is cut along `tensor` part by part, so a rank's rows are no neighbours in the whole. Functions here take the parts' row
 counts where that matters; DTensor's own `full_tensor` would return such a weight with its rows in the order of the ranks.
 """
 
@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor.placement_types import Placement
 
-TENSOR = "tensor"
+from bessemer.core.collectives import join_flat
+
+TENSOR = ("tensor", "expert_tensor")
 DATA = ("replica", "shard")
 
 
@@ -44,22 +44,28 @@ def rows_of(parts: Sequence[int], index: int, count: int) -> list[tuple[int, int
     return spans
 
 
-def cut(value: Tensor, mesh: DeviceMesh, dim: int | None, parts: Sequence[int] = ()) -> DTensor:
-    """A DTensor of a tensor that every rank of a one-dimensional mesh holds whole: cut along `dim`, or replicated (None).
+def cut(value: Tensor, mesh: DeviceMesh, *dims: int | None, parts: Sequence[int] = ()) -> DTensor:
+    """A DTensor of a tensor that every rank of a mesh holds whole: along each axis of the mesh cut along a dimension, or replicated (None).
 
     Args:
-        parts: rows of the matrices stacked along dimension 0; each is cut by itself. Only for dim 0, and sizes the ranks divide.
+        parts: rows of the matrices stacked along the dimension of outputs; each is cut by itself. Only for sizes the ranks divide.
     """
-    index, count = mesh.get_local_rank(), mesh.size()
-    placement: Placement = Replicate() if dim is None else Shard(dim)
-    piece = value
-    if dim is not None and len(parts) > 1:
-        piece = torch.cat([value[start:stop] for start, stop in rows_of(parts, index, count)])
-    elif dim is not None:
-        size = -(-value.shape[dim] // count)
-        start = min(index * size, value.shape[dim])
-        piece = value.narrow(dim, start, min(size, value.shape[dim] - start)).clone()
-    return DTensor.from_local(piece, mesh, [placement], run_check=False, shape=value.shape, stride=value.stride())
+    at = mesh.get_coordinate()
+    assert at is not None
+    piece, placements = value, [Replicate() if dim is None else Shard(dim) for dim in dims]
+    for index, count, dim in zip(at, mesh.shape, dims, strict=True):
+        if dim is not None and dim == _outputs(value) and len(parts) > 1:
+            piece = torch.cat([piece.narrow(dim, start, stop - start) for start, stop in rows_of(parts, index, count)], dim)
+        elif dim is not None:
+            size = -(-piece.shape[dim] // count)
+            start = min(index * size, piece.shape[dim])
+            piece = piece.narrow(dim, start, min(size, piece.shape[dim] - start)).clone()
+    return DTensor.from_local(piece.contiguous(), mesh, placements, run_check=False, shape=value.shape, stride=value.stride())
+
+
+def _outputs(value: Tensor) -> int:
+    """The dimension of a weight's outputs, along which several matrices may be stacked: the last but one, or the only one."""
+    return max(0, value.ndim - 2)
 
 
 def whole(value: Tensor, parts: Sequence[int] = ()) -> Tensor:
@@ -91,7 +97,7 @@ def _gathered(value: DTensor, held: dict[tuple[int, ...], Tensor], axis: int, pa
     most = max(map(sum, sizes))
     mine = torch.cat([held[at] for at in sorted(held)])
     flat = mine.new_empty(count * most)
-    dist.all_gather_into_tensor(flat, torch.nn.functional.pad(mine, (0, most - len(mine))), group=value.device_mesh.get_group(axis))
+    join_flat(flat, torch.nn.functional.pad(mine, (0, most - len(mine))), group=value.device_mesh.get_group(axis))
     found: dict[tuple[int, ...], Tensor] = {}
     for row, cuts, part in zip(keys, sizes, flat.split(most) if most else [flat] * count, strict=True):
         found |= dict(zip(row, part[: sum(cuts)].split(cuts), strict=True))
@@ -116,8 +122,8 @@ def place(value: DTensor, coordinate: Sequence[int], parts: Sequence[int] = ()) 
         if placement.is_replicate():
             continue
         dim, index, count = placement.dim, coordinate[axis], value.device_mesh.size(axis)
-        if names[axis] == TENSOR and dim == 0 and len(parts) > 1:
-            held[0] = torch.cat([torch.arange(start, stop) for start, stop in rows_of(parts, index, count)])
+        if names[axis] in TENSOR and dim == _outputs(value) and len(parts) > 1:
+            held[dim] = torch.cat([torch.arange(start, stop) for start, stop in rows_of(parts, index, count)])
         else:
             size = -(-len(held[dim]) // count)
             held[dim] = held[dim][index * size : (index + 1) * size]

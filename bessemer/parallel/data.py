@@ -95,8 +95,8 @@ def _placement(count: int) -> Any:
     """Experts are shared out whole where `count` ranks divide them, else each is cut along its outputs."""
 
     def place(weight: torch.nn.Parameter) -> torch.distributed.tensor.Shard:
-        experts = shards.local(weight).shape[0]
-        return torch.distributed.tensor.Shard(1 if experts % count and weight.shape[1] % count == 0 else 0)
+        experts, outputs, _ = shards.local(weight).shape
+        return torch.distributed.tensor.Shard(1 if experts % count and outputs % count == 0 else 0)
 
     return place
 

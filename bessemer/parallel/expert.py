@@ -1,7 +1,7 @@
 """The expert axis: each rank holds some of a layer's experts, and tokens travel to theirs and back (Lepikhin et al. 2020, "GShard").
 
-The ranks of data x context x tensor are folded a second time for these layers, into expert_data x expert (MoE Parallel Folding, Liu et
-al. 2025): attention may be cut one way and experts another. Along tensor every rank routes its own columns, so an expert sees each token once
+The ranks of data x context x tensor are folded a second time for these layers, into expert_data x expert x expert_tensor (MoE Parallel Folding, Liu et
+al. 2025): attention may be cut one way and experts another, each expert's own products among them (expert_tensor). Along tensor every rank routes its own columns, so an expert sees each token once
 whatever the axes, and its gradient is the sum over the ranks that hold it.
 """
 
@@ -27,31 +27,42 @@ AXES = ("replica", "expert_data")
 """The axes over which the gradients of experts are summed."""
 
 
-def apply(model: nn.Module, world: World) -> None:
-    """Gives each rank its experts and has tokens sent to them, in place.
+def apply(model: nn.Module, world: World) -> dict[str, tuple[int, ...]]:
+    """Gives each rank its experts, or its share of them, and has tokens sent to them, in place.
+
+    Returns:
+        The parts of stacked weights by name, for those that are cut part by part.
 
     Raises:
-        RecipeError: the ranks don't divide the experts, or there are none.
+        RecipeError: the ranks don't divide the experts or their products, or there are none.
     """
-    count, found = world.count("expert"), mixtures(model)
-    if world.count("expert_tensor") > 1:
-        raise RecipeError(
-            "the products of one expert can't be shared by ranks", key="mesh.expert_tensor", mend="use mesh.expert for the layers of experts"
-        )
+    count, split, found = world.count("expert"), world.count("expert_tensor"), mixtures(model)
     if not found:
-        raise RecipeError("the model has no experts to share out", key="mesh.expert", mend="use mesh.expert = 1, or give the model experts")
-    for layer in found.values():
-        if layer.count % count:
-            problem = f"{layer.count} experts can't be shared evenly by {count} ranks"
-            raise RecipeError(problem, key="mesh.expert", mend=f"choose a divisor of {layer.count}")
-        layer.exchange = None if count == 1 else Exchange(world.group("expert"))
-        for product in (layer.up, layer.down):
-            product.weight = nn.Parameter(shards.cut(product.weight.detach(), world.experts["expert"], 0), requires_grad=product.weight.requires_grad)
+        key = "mesh.expert" if count > 1 else "mesh.expert_tensor"
+        raise RecipeError("the model has no experts to share out", key=key, mend=f"use {key} = 1, or give the model experts")
+    parts = {}
+    for name, layer in found.items():
+        width = layer.down.weight.shape[2]
+        for ranks, size, what, key in ((count, layer.count, "experts", "expert"), (split, width, "elements of an expert", "expert_tensor")):
+            if size % ranks:
+                raise RecipeError(f"{size} {what} can't be shared evenly by {ranks} ranks", key=f"mesh.{key}", mend=f"choose a divisor of {size}")
+        layer.exchange = None if count * split == 1 else Exchange(world.group("expert", "expert_tensor"), split)
+        for product, dim in ((layer.up, 1), (layer.down, 2)):
+            whole = product.weight
+            piece = (
+                shards.cut(whole.detach(), world.experts["expert"], 0)
+                if split == 1
+                else shards.cut(whole.detach(), world.experts["expert", "expert_tensor"], 0, dim, parts=product.parts)
+            )
+            product.weight = nn.Parameter(piece, requires_grad=whole.requires_grad)
             product.held = shards_here
+        if split > 1 and len(layer.up.parts) > 1:
+            parts[f"{name}.up.weight"] = layer.up.parts
+    return parts
 
 
 def shards_here(weight: Any) -> Tensor:
-    """The experts of this rank."""
+    """This rank's experts, or its share of them."""
     return weight.to_local()
 
 
@@ -63,25 +74,41 @@ def products(model: nn.Module) -> list[nn.Module]:
 class Exchange:
     """Sends rows to the ranks that hold their experts, and what those make of them back.
 
+    Where several ranks share each expert's products (expert_tensor), each gets the rows and works out its part of the sum.
+
     Args:
-        group: of the expert axis; each rank holds as many experts, neighbours together.
+        group: of expert x expert_tensor; each rank holds as many experts, neighbours together.
+        split: how many neighbours share each expert.
     """
 
-    def __init__(self, group: Any) -> None:
-        self.group = group
+    def __init__(self, group: Any, split: int = 1) -> None:
+        self.group, self.split = group, split
 
     @torch.compiler.disable
     def __call__(self, rows: Tensor, counts: Tensor, compute: Compute) -> Tensor:
         """rows: [rows, width] sorted by expert, counts: int64 [experts]; to the same shape."""
-        sent = counts.view(self.group.size(), -1)
+        sent = counts.view(self.group.size() // self.split, -1).repeat_interleave(self.split, 0)
         taken = torch.empty_like(sent)
         dist.all_to_all_single(taken, sent, group=self.group)
         out, back = sent.sum(1).tolist(), taken.sum(1).tolist()
-        arrived = all_to_all(rows, back, out, self.group)
+        arrived = all_to_all(self.copied(rows, out), back, out, self.group)
         expert = torch.arange(taken.shape[1], device=rows.device).repeat(taken.shape[0]).repeat_interleave(taken.flatten())
         order = expert.argsort(stable=True)
         found = compute(arrived.index_select(0, order), taken.sum(0))
-        return all_to_all(torch.zeros_like(found).index_copy(0, order, found), out, back, self.group)
+        return self.summed(all_to_all(torch.zeros_like(found).index_copy(0, order, found), out, back, self.group), out)
+
+    def copied(self, rows: Tensor, sizes: list[int]) -> Tensor:
+        """The rows in the order of the group's ranks, once for each that shares their expert."""
+        if self.split == 1:
+            return rows
+        return torch.cat([part for part in rows.split(sizes[:: self.split]) for _ in range(self.split)])
+
+    def summed(self, rows: Tensor, sizes: list[int]) -> Tensor:
+        """What came back, the parts of each sum added up: the reverse of `copied`."""
+        if self.split == 1:
+            return rows
+        parts = rows.split(sizes)
+        return torch.cat([torch.stack(parts[first : first + self.split]).sum(0) for first in range(0, len(parts), self.split)])
 
 
 def all_to_all(rows: Tensor, taken: list[int], sent: list[int], group: Any) -> Tensor:

@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from bessemer.core.collectives import join_flat, scatter_flat
 from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import World
 
@@ -139,7 +139,7 @@ def _gathered(values: Tensor, count: int, group: Any) -> Tensor:
     if group is None:
         return values.clone()
     found = values.new_empty(count * len(values))
-    dist.all_gather_into_tensor(found, values, group=group)
+    join_flat(found, values, group=group)
     return found
 
 
@@ -147,5 +147,5 @@ def _scattered(values: Tensor, count: int, group: Any) -> Tensor:
     if group is None:
         return values
     found = values.new_empty(len(values) // count)
-    dist.reduce_scatter_tensor(found, values, group=group)
+    scatter_flat(found, values, group=group)
     return found

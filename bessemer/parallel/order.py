@@ -26,6 +26,7 @@ class Parallel(pydantic.BaseModel):
         node: for "levels": how many share out gradients.
         context: how attention works across the columns of the ranks (parallel/context/columns.py).
         pipe: the schedule of a pipeline: "gpipe", "1f1b", "interleaved", "zb1p", "zbv" or "dualpipev" (parallel/pipeline.py).
+        pieces: in how many pieces activations travel along tensor, so that one travels while another is computed (parallel/overlap.py).
         remat: which activations are computed again in the backward pass: "none", "full", "selective" or "budget" (parallel/remat.py).
         budget: the share of the activations' memory that "budget" may use.
         gather: whether parameters travel in the type of the matrix products ("compute") or in their own ("own").
@@ -38,6 +39,7 @@ class Parallel(pydantic.BaseModel):
     node: int = pydantic.Field(default=8, ge=1)
     context: Method = "auto"
     pipe: pipeline.Schedule = "1f1b"
+    pieces: int = pydantic.Field(default=1, ge=1)
     remat: remats.Remat = "none"
     budget: float = pydantic.Field(default=0.5, ge=0.0, le=1.0)
     gather: str = pydantic.Field(default="own", pattern="^(own|compute)$")
@@ -55,7 +57,9 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
         RecipeError: the model's sizes don't allow this mesh.
     """
     _check_reparameterized(model, world, options)
+    _check_modalities(model, world)
     _check_remat(model, world, options)
+    _check_pieces(world, options)
     layout = Layout(world, model)
     inner: list[torch.nn.Parameter] = []
     chains = list(tensor.runs(model))
@@ -65,9 +69,9 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
         _check_stages(layout.stages, world, options)
     routed = world.count("expert") * world.count("expert_tensor") > 1
     if world.count("tensor") > 1 or (routed and not data.wanted(world, options.shard)):  # optimizers want all parameters of one kind
-        inner, layout.parts = tensor.apply(model, world, chains)
+        inner, layout.parts = tensor.apply(model, world, chains, options.pieces)
     if routed or (world.count("tensor") > 1 and expert.products(model)):
-        expert.apply(model, world)
+        layout.parts |= expert.apply(model, world)
     if world.count("context") > 1:
         layout.columns = Axis(world.group("context"), options.context)
     remats.apply((block for chain in chains for block in chain), options.remat, options.budget, compile)
@@ -97,6 +101,18 @@ def _check_remat(model: Any, world: World, options: Parallel) -> None:
     if options.remat == "selective" and data.wanted(world, options.shard) and expert.products(model):
         problem = "selective recomputation can't look into layers of experts that are sharded by themselves"
         raise RecipeError(problem, key="parallel.remat", mend='use remat = "full", or parallel.shard = "none"')
+
+
+def _check_modalities(model: Any, world: World) -> None:
+    if getattr(model, "options", {}).get("modalities") and world.count("tensor") > 1:
+        problem = "feed-forward parts of single modalities read columns one by one, and the tensor axis cuts them"
+        raise RecipeError(problem, key="mesh.tensor", mend="use mesh.tensor = 1, or model.modalities = []")
+
+
+def _check_pieces(world: World, options: Parallel) -> None:
+    if options.pieces > 1 and world.count("tensor") == 1:
+        problem = f"activations can't travel along tensor in {options.pieces} pieces, as one rank has them all"
+        raise RecipeError(problem, key="parallel.pieces", mend="use pieces = 1, or mesh.tensor of 2 or more")
 
 
 def _check_stages(stages: pipeline.Pipeline, world: World, options: Parallel) -> None:

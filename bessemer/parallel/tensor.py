@@ -28,15 +28,23 @@ from bessemer.models.layers.head import Head, Share
 from bessemer.models.layers.linear import Linear
 from bessemer.models.layers.norm import RMSNorm
 from bessemer.parallel.expert import SharedMixture
+from bessemer.parallel.overlap import gather_product, product_scatter
 
 CUT = {"heads", "ffn", "vocabulary"}
 """The logical axes that lie along the mesh axis `tensor`; all others are whole on every rank."""
 
 
 class Columns:
-    """How many columns the rows of this forward pass have, padding not counted."""
+    """How many columns the rows of this forward pass have, padding not counted.
+
+    Args:
+        pieces: in how many pieces they travel and are computed with (parallel/overlap.py).
+    """
 
     count = 0
+
+    def __init__(self, pieces: int) -> None:
+        self.pieces = pieces
 
     def note(self, model: nn.Module, given: tuple[Any, ...]) -> None:
         """A forward pre-hook of the model."""
@@ -59,14 +67,20 @@ class ColumnLinear(Linear, _Shared):
     """A product whose outputs are cut: gathers the columns of all ranks, for its own outputs."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(self.columns.only(gather(input, 1, self.ranks)), self.weight, self.bias)
+        if self.columns.pieces == 1:
+            return F.linear(self.columns.only(gather(input, 1, self.ranks)), self.weight, self.bias)
+        found = self.columns.only(gather_product(input, self.weight, self.ranks, self.columns.pieces))
+        return found if self.bias is None else found + self.bias.to(found.dtype)
 
 
 class RowLinear(Linear, _Shared):
     """A product whose inputs are cut: the ranks' results are summed, each keeping its columns."""
 
     def forward(self, input: Tensor) -> Tensor:
-        summed = scatter_sum(F.linear(input, self.weight), 1, self.ranks)
+        if self.columns.pieces == 1:
+            summed = scatter_sum(F.linear(input, self.weight), 1, self.ranks)
+        else:
+            summed = product_scatter(input, self.weight, self.ranks, self.columns.pieces)
         return summed if self.bias is None else summed + self.bias.to(summed.dtype)
 
 
@@ -131,11 +145,12 @@ def check(model: Any, count: int) -> None:
                 raise RecipeError(f"{size} {what} can't be shared evenly by {count} ranks", key="mesh.tensor", mend=f"choose a divisor of {size}")
 
 
-def apply(model: Any, world: World, chains: list[list[nn.Module]]) -> tuple[list[nn.Parameter], dict[str, tuple[int, ...]]]:
+def apply(model: Any, world: World, chains: list[list[nn.Module]], pieces: int) -> tuple[list[nn.Parameter], dict[str, tuple[int, ...]]]:
     """Cuts the model along the axis, in place.
 
     Args:
         chains: of blocks between which hidden states are cut along the columns.
+        pieces: in how many pieces columns travel.
 
     Returns:
         The parameters whose gradients each rank has only for its own columns or heads; and the parts of stacked weights by name.
@@ -145,7 +160,7 @@ def apply(model: Any, world: World, chains: list[list[nn.Module]]) -> tuple[list
     """
     count = world.count("tensor")
     check(model, count)
-    mesh, ranks, columns = world.parameters["tensor"], along(world.group("tensor")), Columns()
+    mesh, ranks, columns = world.parameters["tensor"], along(world.group("tensor")), Columns(pieces)
     model.register_forward_pre_hook(columns.note)
     inside = {id(part) for chain in chains for block in chain for part in block.modules()}
     names = {id(module): name for name, module in model.named_modules()}
@@ -206,7 +221,7 @@ def _kind(module: nn.Module, divided: dict[str, int]) -> type | None:
 def _cut(parameter: nn.Parameter, mesh: DeviceMesh, dim: int | None, parts: tuple[int, ...]) -> nn.Parameter:
     if parameter.is_meta:  # of another stage
         return parameter
-    return nn.Parameter(shards.cut(parameter.detach(), mesh, dim, parts), requires_grad=parameter.requires_grad)
+    return nn.Parameter(shards.cut(parameter.detach(), mesh, dim, parts=parts), requires_grad=parameter.requires_grad)
 
 
 def _see_local(module: nn.Module) -> None:

@@ -41,7 +41,7 @@ def even(model: nn.Module) -> None:
     for layer in mixtures(model).values():
         layer.computed = _Share(layer)  # type: ignore[method-assign]
         if isinstance(layer.exchange, Exchange):
-            layer.exchange = EvenExchange(layer.exchange.group)
+            layer.exchange = EvenExchange(layer.exchange.group, layer.exchange.split)
 
 
 class _Share:
@@ -57,9 +57,9 @@ class EvenExchange(Exchange):
     """Sends every rank as many rows."""
 
     def __call__(self, rows: Tensor, counts: Tensor, compute: Compute) -> Tensor:
-        size = self.group.size()
-        sent: Any = counts.view(size, -1)
+        size = self.group.size() // self.split
+        sent: Any = counts.view(size, -1).repeat_interleave(self.split, 0)
         torch.distributed.all_to_all_single(torch.empty_like(sent), sent, group=self.group)
-        cuts = [len(rows) * (index + 1) // size - len(rows) * index // size for index in range(size)]
-        arrived = all_to_all(rows, cuts, cuts, self.group)
-        return all_to_all(compute(arrived, sent.sum(0)), cuts, cuts, self.group)
+        cuts = [len(rows) * (index + 1) // size - len(rows) * index // size for index in range(size) for _ in range(self.split)]
+        arrived = all_to_all(self.copied(rows, cuts), cuts, cuts, self.group)
+        return self.summed(all_to_all(compute(arrived, sent.sum(0)), cuts, cuts, self.group), cuts)

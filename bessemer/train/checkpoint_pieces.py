@@ -1,9 +1,9 @@
-"""What one rank holds of a sharded tensor, as torch's distributed checkpoint asks for it: where each run of its rows lies in the whole."""
+"""What one rank holds of a sharded tensor, as torch's distributed checkpoint asks for it: where each run of it lies in the whole."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -23,8 +23,8 @@ class Pieces(Tensor):
     """
 
     local: Tensor
-    chunks: list[tuple[ChunkStorageMetadata, int]]
-    """Where each run lies in the whole, and at which row of `local` it begins."""
+    chunks: list[tuple[ChunkStorageMetadata, tuple[int, ...]]]
+    """Where each run lies in the whole, and where in `local` it begins."""
 
     @staticmethod
     def of(value: DTensor, parts: Sequence[int] = ()) -> Pieces:
@@ -60,8 +60,8 @@ class Pieces(Tensor):
         return [chunk for chunk, _ in self.chunks]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
-        chunk, row = next((chunk, row) for chunk, row in self.chunks if chunk.offsets == index.offset)
-        return self.local.narrow(0, row, chunk.sizes[0]) if self.local.ndim else self.local
+        chunk, begin = next((chunk, begin) for chunk, begin in self.chunks if chunk.offsets == index.offset)
+        return self.local[tuple(slice(start, start + size) for start, size in zip(begin, chunk.sizes, strict=True))]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -89,16 +89,17 @@ def _parts_of(name: str, value: Tensor, parts: Mapping[str, Sequence[int]]) -> S
     kind, _, rest = name.partition(".")
     parameter = rest if kind == "model" else rest.rpartition(".")[0]
     cut = parts.get(parameter, ())
-    return cut if cut and value.shape[0] == sum(cut) else ()
+    return cut if cut and value.shape[max(0, value.ndim - 2)] == sum(cut) else ()
 
 
-def _chunks(held: list[Tensor]) -> Any:
-    """Runs of neighbouring rows, with where they begin locally; other dimensions are one run."""
-    if not held:
-        yield ChunkStorageMetadata(torch.Size(), torch.Size()), 0
-        return
-    rows, rest = held[0], held[1:]
-    breaks = [0, *((rows[1:] - rows[:-1] != 1).nonzero()[:, 0] + 1).tolist(), len(rows)]
-    for start, stop in pairwise(breaks):
-        offsets = torch.Size([int(rows[start]), *(int(index[0]) for index in rest)])
-        yield ChunkStorageMetadata(offsets, torch.Size([stop - start, *(len(index) for index in rest)])), start
+def _chunks(held: list[Tensor]) -> Iterator[tuple[ChunkStorageMetadata, tuple[int, ...]]]:
+    """Runs of neighbours along every dimension, with where they begin locally."""
+    for found in product(*map(_runs, held)):
+        offsets, sizes, begin = zip(*found, strict=True) if found else ((), (), ())
+        yield ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)), begin
+
+
+def _runs(held: Tensor) -> list[tuple[int, int, int]]:
+    """(first index in the whole, how many follow, where that lies here) of each run of neighbours."""
+    breaks = [0, *((held[1:] - held[:-1] != 1).nonzero()[:, 0] + 1).tolist(), len(held)]
+    return [(int(held[start]), stop - start, start) for start, stop in pairwise(breaks)]

@@ -51,6 +51,9 @@ def train(
 ) -> dict[str, Any]:
     """Two steps on this rank; whole tensors and global figures, the same on every rank."""
     world = World(mesh)
+    if compile:  # or the ranks would run what they can't compile any more, after those of earlier tests
+        torch._dynamo.reset()
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
     model = Decoder(VOCABULARY, 3, **{**MODEL, **options})
     layout = spread(model, world, Parallel(**parallel), compile=compile)
     choices = [choose("optim", each, optimizers.TAGS) for each in optim]

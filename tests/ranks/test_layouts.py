@@ -50,6 +50,9 @@ CASES = [
     Case({"tensor": 2, "data": 2}, {"shard": "state"}, {"positions": "learned", "parallel": True}),
     Case({"tensor": 2, "data": 2, "replica": 2}, {}, {"head_bias": True}),
     Case({"tensor": 4}, {}, {"kv_heads": 4}),
+    Case({"tensor": 2}, {"pieces": 3}, {"mlp": "gelu", "mlp_bias": True, "attention_bias": "all"}),
+    Case({"tensor": 4, "data": 2}, {"pieces": 2, "remat": "selective"}, {"kv_heads": 4}, optim="muon"),
+    Case({"tensor": 2}, {"pieces": 2}, {"tied": True}, compile=True),
     Case({"pipe": 2}),
     Case({"pipe": 2}, {"pipe": "gpipe"}, {"tied": True}),
     Case({"pipe": 2}, {"pipe": "interleaved"}, DEEP),
@@ -101,6 +104,12 @@ CASES = [
     Case({"tensor": 2, "data": 2, "expert": 4}, {}, {"experts": EXPERTS, "tied": True}, optim="muon"),
     Case({"tensor": 2, "data": 2, "context": 2, "expert": 4}, {"context": "ring"}, {"experts": EXPERTS | {"capacity": 0.8}}),
     Case({"tensor": 2, "data": 4, "expert": 2}, {"shard": "none"}, {"experts": EXPERTS}),
+    Case({"data": 2, "expert_tensor": 2}, {}, {"experts": EXPERTS}),
+    Case({"data": 4, "expert": 2, "expert_tensor": 2}, {"shard": "none"}, {"experts": EXPERTS | {"zero": 2}}),
+    Case({"tensor": 2, "data": 2, "expert_tensor": 2}, {}, {"experts": EXPERTS | {"capacity": 0.8}}, optim="muon"),
+    Case({"data": 8, "expert": 2, "expert_tensor": 2}, {"shard": "grad"}, {"experts": EXPERTS, "tied": True}, optim="muon"),
+    Case({"replica": 2, "context": 2, "tensor": 2, "expert_tensor": 4}, {}, {"experts": EXPERTS, "mlp": "gelu"}),
+    Case({"replica": 2, "data": 4, "expert_tensor": 2}, {"shard": "levels", "pair": 1, "node": 2}, {"experts": EXPERTS}),
 ]
 
 

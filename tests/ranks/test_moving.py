@@ -29,10 +29,21 @@ LAYOUTS: list[tuple[dict[str, int], dict[str, Any]]] = [
 ]
 
 
-def go_on(folder: str, mesh: dict[str, int], parallel: dict[str, Any], tied: bool, optim: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+ROUTED: list[tuple[dict[str, int], dict[str, Any]]] = [
+    ({"data": 4, "expert_tensor": 2}, {}),
+    ({}, {}),
+    ({"data": 4, "expert": 2}, {"shard": "levels", "pair": 1, "node": 2}),
+    ({"tensor": 2, "data": 2, "expert": 2, "expert_tensor": 2}, {"shard": "none"}),
+]
+EXPERTS = {"count": 4, "active": 2, "ffn": 24, "bias": 0.0}
+
+
+def go_on(
+    folder: str, mesh: dict[str, int], parallel: dict[str, Any], options: dict[str, Any], optim: list[dict[str, Any]], seed: int
+) -> dict[str, Any]:
     """Loads the newest checkpoint of the folder if there is one, reports the state, takes a step and saves what it came to."""
     world = World(Mesh.of(mesh))
-    model = Decoder(VOCABULARY, seed, **(MODEL | {"depth": 4, "tied": tied}))
+    model = Decoder(VOCABULARY, seed, **(MODEL | options))
     layout = spread(model, world, Parallel(**parallel))
     moving = optimizers.build(model, [choose("optim", each, optimizers.TAGS) for each in optim], parameter_roles(model))
     engine = Engine(model, {"text": (choose("objectives", "next_token")(), 1.0)}, torch.float32, layout)
@@ -55,12 +66,16 @@ def go_on(folder: str, mesh: dict[str, int], parallel: dict[str, Any], tied: boo
     return {"loss": loss, "weights": weights} if world.first else {}
 
 
-@pytest.mark.parametrize(("tied", "optim"), [(False, MUON), (True, ADAMW)])
-def test_a_run_moves_from_layout_to_layout(ranks, tmp_path, tied, optim):
+@pytest.mark.parametrize(
+    ("options", "optim", "layouts"),
+    [({"depth": 4}, MUON, LAYOUTS), ({"depth": 4, "tied": True}, ADAMW, LAYOUTS), ({"experts": EXPERTS}, ADAMW, ROUTED)],
+    ids=["muon", "adamw", "experts"],
+)
+def test_a_run_moves_from_layout_to_layout(ranks, tmp_path, options, optim, layouts):
     """One step under each layout in turn, the next going on from what the last saved, is the training of one process."""
-    for number, (mesh, parallel) in enumerate(LAYOUTS):
+    for number, (mesh, parallel) in enumerate(layouts):
         count = Mesh.of(mesh).ranks
-        arguments = (tied, optim, number)  # another seed each time: what is not restored shows
+        arguments = (options, optim, number)  # another seed each time: what is not restored shows
         moved = ranks(go_on, str(tmp_path / "moved"), mesh, parallel, *arguments, count=count)[0]
         alone = go_on(str(tmp_path / "alone"), {}, {}, *arguments)
         assert moved["loss"] == pytest.approx(alone["loss"], rel=1e-5), mesh
