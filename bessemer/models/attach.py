@@ -78,6 +78,9 @@ def again(model: Any, notes: dict[str, Any], file: Path) -> None:
         for task, entry in notes["tasks"].items():
             with torch.device("meta"):
                 attach(model, task, choose(OBJECTIVES, entry["objective"]), adapters.get(entry["adapter"]))
+        for name, adapter in adapters.items():
+            with torch.device("meta"):
+                _adapter(model, name, adapter, 0)
     except (PydanticCustomError, KeyError, AttributeError, TypeError) as error:
         raise ArtifactError(f"what is attached to the model can't be built again: {error}", file=file, key="attached") from None
 

@@ -164,7 +164,7 @@ def number_format(wanted: str, key: str) -> torch.dtype:
 
 def run(
     work: Work,
-    store: Tokens,
+    store: Tokens | None,
     tokenizer: Tokenizer,
     model: Any,
     spend: Budget,
@@ -216,7 +216,11 @@ def run(
         "length": spend.length,
         "model": registry.as_plain(model.options),
     }
-    identity = {"tokens": store.hash, "tokenizer": tokenizer.fingerprint, **{f"examples {each.folder.name}": each.hash for each in examples}}
+    identity = {
+        "tokens": store.hash if store else "",
+        "tokenizer": tokenizer.fingerprint,
+        **{f"examples {each.folder.name}": each.hash for each in examples},
+    }
     built = Run(
         work=work,
         model=model,

@@ -73,7 +73,7 @@ def feeds(
     work: Work,
     tasks: list[Task],
     made: Mapping[str, tuple[Objective, float]],
-    store: Tokens,
+    store: Tokens | None,
     examples: list[Examples],
     tokenizer: Tokenizer,
     length: int,
@@ -101,6 +101,9 @@ def feeds(
             raise RecipeError(problem, key=f"{where}.objective.group", mend="make the groups smaller or the batch larger")
         if isinstance(objective, FromExamples):
             loader: Any = _examples(task, objective, _named(task, examples, where), tokenizer, length, work.seed, where)
+        elif store is None:
+            problem = f"{task.objective.name} learns from a token store, and there is none"
+            raise RecipeError(problem, key=where, mend='add a stage before: do = "tokenize"')
         else:
             loader = _text(task, store, tokenizer, length, work.seed, logits if objective.stored else None)
         prepare: Callable[[Batch], Batch] = partial(_prepared, objective, rng.key(work.seed, "prepare", task.name))

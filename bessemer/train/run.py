@@ -44,6 +44,7 @@ class Run:
     Attributes:
         global_rows: rows of a full global batch; a `batch` schedule scales it, in whole micro-batches.
         schedules: what is scheduled (`lr`, `batch`) -> its schedule.
+        store: the tokens; None where all tasks learn from examples.
         flops_per_token: training FLOPs of one token, by the model's own formula.
         energy: gives the joules so far and whether they were measured.
     """
@@ -56,7 +57,7 @@ class Run:
     guard: Any
     checkpoints: Checkpointer
     metrics: Metrics
-    store: Tokens
+    store: Tokens | None
     examples: list[Examples]
     tokenizer: Tokenizer
     schedules: dict[str, Choice]
@@ -180,6 +181,7 @@ class Run:
 
     def held_out_losses(self, task: str) -> dict[str, float]:
         """Nats per token of a task's domains, each on its first held-out documents, under the model as it is; every rank gets the same."""
+        assert self.store is not None, "only loaders of text ask"
         names, shares = self.source.feeds[task].loader.names, self.source.feeds[task].loader.shares
         found = {}
         with self._at_rest() as model:
@@ -197,7 +199,7 @@ class Run:
 
     def identity(self) -> str:
         """A name for this run that stays the same when it is continued, and differs for any other recipe or data."""
-        return digest([self.work.recipe, self.work.name, self.store.hash])[:16]
+        return digest([self.work.recipe, self.work.name, self.store.hash if self.store else ""])[:16]
 
     def learning_rate(self) -> float:
         """What the recipe's learning rate has come to by its schedule; each parameter's own is a fixed multiple of it."""

@@ -22,8 +22,8 @@ from bessemer.train.task import Task
 
 def train(
     work: Work,
-    store: Tokens,
     tokenizer: Tokenizer,
+    store: Tokens | None = None,
     start: Model | None = None,
     examples: list[Examples] = [],
     logits: SparseLogits | None = None,
@@ -54,7 +54,7 @@ def train(
     keep: int = 2,
     hooks: list[Annotated[Choice, Kind("train/hooks")]] = ["evaluate", "save"],  # type: ignore[list-item]
 ) -> Model:
-    """Trains a model on a token store, from scratch or from an earlier model.
+    """Trains a model on a token store, on examples or on both, from scratch or from an earlier model.
 
     Args:
         model: the family and its options; `depth` alone gives a sensible model.
@@ -83,7 +83,8 @@ def train(
         parallel: what the sizes of the mesh don't say (parallel/order.py).
         keep: checkpoints kept.
     """
-    store.check_tokenizer(tokenizer)
+    if store is not None:
+        store.check_tokenizer(tokenizer)
     new, rows = build.model_of(work, tokenizer, start, model, length)
     new = build.adapted(work, new, adapt, fresh=start is None)
     spend = build.budget(work, new, rows, steps=steps, tokens=tokens, seconds=seconds, flops=flops, batch=batch, micro_batch=micro_batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from bessemer.core.errors import RecipeError
 from bessemer.core.registry import Choice, Kind
 
 if TYPE_CHECKING:
@@ -17,9 +18,15 @@ class Evaluate:
     Args:
         times: how often over the whole run.
         tasks: what is measured; by default bits per byte of held-out documents, by domain.
+
+    Raises:
+        RecipeError: documents are to be measured and there are none.
     """
 
     def __init__(self, run: Run, *, times: int = 10, tasks: list[Annotated[Choice, Kind("evaluate/tasks")]] = ["bits_per_byte"]) -> None:  # type: ignore[list-item]
+        if run.store is None and any(task.name == "bits_per_byte" for task in tasks):
+            mend = 'measure something else: hooks = [{ name = "evaluate", tasks = ["rank_me"] }, "save"]'
+            raise RecipeError("bits_per_byte reads held-out documents, and there is no token store", key="hooks.evaluate.tasks", mend=mend)
         self.run, self.times, self.tasks = run, 1 if run.work.smoke else times, tasks
 
     def due(self, report: Report) -> bool:

@@ -11,6 +11,7 @@ import bessemer
 from bessemer import cli
 from bessemer.core.batch import Batch
 from bessemer.models.attach import objective_of
+from bessemer.models.families.decoder import Decoder
 from tests.corpus import corpus, recipe
 
 ADAMW = '[{ name = "adamw", lr = 0.003 }]'
@@ -160,3 +161,39 @@ def test_a_batch_without_pictures_passes_the_adapter_unchanged(made):
     x = torch.randn(2, 5, 32)
     tokens = torch.zeros(2, 5, dtype=torch.int64)
     assert model.adapters["patches"](x, Batch(tokens, tokens)) is x
+
+
+def test_examples_need_no_token_store(made):
+    wires = f'inputs = {{ tokenizer = "{made}/base/train_tokenizer", examples = "{made}/base/collect_examples" }}\n'
+    body = f'model = {{ name = "decoder", depth = 1, width = 32, heads = 2, ffn = 64 }}\nsteps = 3\nbatch = 4\nlength = 64\ncompile = false\noptim = {ADAMW}\n'
+    rank = '[{ name = "evaluate", tasks = ["rank_me"] }]'
+
+    def train(name, task, hooks):
+        (made / f"{name}.toml").write_text(f'[[stage]]\ndo = "train"\n{wires}{body}hooks = {hooks}\ntask = [{{ {task} }}]\n')
+        return cli.main(["run", str(made / f"{name}.toml"), "--out", str(made / name), "--quiet"])
+
+    assert train("alone", TASKS[1], rank) == 0
+    assert any("rank_me" in line.get("evaluation", {}) for line in lines(made / "alone"))
+    assert train("text-alone", TASKS[0], rank) == 2
+    assert train("bits-alone", TASKS[1], '["evaluate"]') == 2
+
+
+def test_a_representation_is_embedded_in_a_generator(made):
+    """ERW: embedding, adapters and first layers are the earlier model's, the others what the seed gives; then flow matching goes on from there."""
+    wires = f'inputs = {{ tokenizer = "{made}/base/train_tokenizer", examples = "{made}/base/collect_examples" }}\n'
+    train = f'[[stage]]\ndo = "train"\n{wires}steps = 2\nbatch = 4\nlength = 64\ncompile = false\nhooks = []\noptim = {ADAMW}\n'
+    model = '{ name = "decoder", depth = %s, width = 32, heads = 2, ffn = 64 }'
+    body = f'seed = 4\n{train}name = "first"\nmodel = {model % 2}\ntask = [{{ {TASKS[1]} }}]\n'
+    body += f'[[stage]]\ndo = "embed_representation"\nmodel = {model % 3}\nlayers = 2\n'
+    body += f'{train}name = "second"\ntask = [{{ name = "flow", {PATCHES}, objective = "flow_matching" }}]\n'
+    (made / "erw.toml").write_text(body)
+    assert cli.main(["run", str(made / "erw.toml"), "--out", str(made / "erw"), "--quiet"]) == 0
+    first, begun, then = (load_file(made / "erw" / stage / "model.safetensors") for stage in ("first", "embed_representation", "second"))
+    fresh = dict(Decoder(bessemer.load(made / "erw" / "first").vocabulary, 4, depth=3, width=32, heads=2, ffn=64).named_parameters())
+    for name, value in begun.items():
+        taken = name.startswith(("embed.", "adapters.", "blocks.0.", "blocks.1."))
+        assert torch.equal(value, first[name] if taken else fresh[name]), name
+    assert not torch.equal(then["blocks.2.mlp.down.weight"], begun["blocks.2.mlp.down.weight"])
+    assert "tasks.flow.head.weight" in then
+    (made / "wide.toml").write_text(body.replace("depth = 3, width = 32", "depth = 3, width = 64"))
+    assert cli.main(["run", str(made / "wide.toml"), "--out", str(made / "erw"), "--quiet"]) == 2
