@@ -11,7 +11,7 @@ from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import TOKENS, World
 from bessemer.models.layers import native_attention
 from bessemer.models.reparameterized import Counting, matrices
-from bessemer.parallel import data, expert, pipeline, tensor
+from bessemer.parallel import cost, data, expert, pipeline, tensor
 from bessemer.parallel import remat as remats
 from bessemer.parallel.context.columns import Axis, Method
 from bessemer.parallel.layout import Layout
@@ -26,6 +26,7 @@ class Parallel(pydantic.BaseModel):
         node: for "levels": how many share out gradients.
         context: how attention works across the columns of the ranks (parallel/context/columns.py).
         pipe: the schedule of a pipeline: "gpipe", "1f1b", "interleaved", "zb1p", "zbv" or "dualpipev" (parallel/pipeline.py).
+        cuts: where stages of a pipeline begin: by costs "counted" or "measured", or the first block of each but the first (parallel/cost.py).
         pieces: in how many pieces activations travel along tensor, so that one travels while another is computed (parallel/overlap.py).
         remat: which activations are computed again in the backward pass: "none", "full", "selective" or "budget" (parallel/remat.py).
         budget: the share of the activations' memory that "budget" may use.
@@ -39,6 +40,7 @@ class Parallel(pydantic.BaseModel):
     node: int = pydantic.Field(default=8, ge=1)
     context: Method = "auto"
     pipe: pipeline.Schedule = "1f1b"
+    cuts: cost.Cuts = "counted"
     pieces: int = pydantic.Field(default=1, ge=1)
     remat: remats.Remat = "none"
     budget: float = pydantic.Field(default=0.5, ge=0.0, le=1.0)
@@ -64,7 +66,7 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
     inner: list[torch.nn.Parameter] = []
     chains = list(tensor.runs(model))
     if world.count("pipe") > 1:
-        layout.stages = pipeline.Pipeline(model, world, options.pipe)
+        layout.stages = pipeline.Pipeline(model, world, options.pipe, options.cuts, options.remat == "full", dtype)
         chains = layout.stages.runs
         _check_stages(layout.stages, world, options)
     routed = world.count("expert") * world.count("expert_tensor") > 1

@@ -21,6 +21,7 @@ from bessemer.core.batch import Batch, Outputs
 from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import World
 from bessemer.models.layers import experts
+from bessemer.parallel import cost
 
 Schedule = Literal["gpipe", "1f1b", "interleaved", "zb1p", "zbv", "dualpipev"]
 
@@ -55,17 +56,22 @@ class Pipeline:
         model: whole; the parts of other ranks lose their memory.
         world: the ranks.
         name: of the schedule.
+        cuts: the stages' first blocks, or how they are found (parallel/cost.py).
+        again: whether blocks compute their forward pass a second time.
+        dtype: what matrix products are computed in.
 
     Raises:
         RecipeError: there are fewer blocks than stages.
     """
 
-    def __init__(self, model: Any, world: World, name: Schedule) -> None:
+    def __init__(
+        self, model: Any, world: World, name: Schedule, cuts: cost.Cuts = "counted", again: bool = False, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.model, self.kind, self.group, self.ranks = model, KINDS[name], world.group("pipe"), world.count("pipe")
         self.count = self.ranks * self.kind.stages
-        cuts = _cuts(model, self.count)
+        begins = cost.begins(model, world, self.count, cuts, again, dtype)
         self.numbers = [number for number in range(self.count) if self.rank_of(number) == world.index("pipe")]
-        self.stages = [Stage(self, number, range(cuts[number], cuts[number + 1])) for number in self.numbers]
+        self.stages = [Stage(self, number, range(begins[number], begins[number + 1])) for number in self.numbers]
         self.skeleton = _skeleton(model)
         self.wide = bool(model.options.get("experts"))
         model.layers_of_experts = len(experts.mixtures(model))
@@ -217,23 +223,3 @@ def _forget(model: nn.Module, kept: set[int]) -> None:
 def _skeleton(model: nn.Module) -> nn.Module:
     """The model as it is now, without memory for its parameters."""
     return copy.deepcopy(model, {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()})
-
-
-def _cuts(model: Any, stages: int) -> list[int]:
-    """The first block of each stage, and the end: such that the costliest stage costs least, the head counted with the last."""
-    costs = [float(sum(p.numel() for p in block.parameters())) for block in model.blocks]
-    if len(costs) < stages:
-        problem = f"{len(costs)} blocks can't fill {stages} stages"
-        raise RecipeError(problem, key="mesh.pipe", mend="use fewer stages or a schedule with one stage a rank, or a deeper model")
-    costs[-1] += float(model.head.weight.numel() + sum(p.numel() for module in model.ahead for p in module.parameters()))
-    best: dict[tuple[int, int], tuple[float, int]] = {(0, 0): (0.0, 0)}
-    for stage in range(1, stages + 1):
-        for end in range(stage, len(costs) + 1):
-            choices = [
-                (max(best[stage - 1, start][0], sum(costs[start:end])), start) for start in range(stage - 1, end) if (stage - 1, start) in best
-            ]
-            best[stage, end] = min(choices)
-    cuts = [len(costs)]
-    for stage in range(stages, 0, -1):
-        cuts.insert(0, best[stage, cuts[0]][1])
-    return cuts

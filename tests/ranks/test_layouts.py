@@ -59,6 +59,8 @@ CASES = [
     Case({"pipe": 2}, {"pipe": "zb1p"}, DEEP),
     Case({"pipe": 2}, {"pipe": "zbv"}, DEEP | {"tied": True}),
     Case({"pipe": 2}, {"pipe": "dualpipev"}, DEEP),
+    Case({"pipe": 2}, {"pipe": "interleaved", "cuts": [1, 4, 5]}, {"depth": 6}),
+    Case({"pipe": 2, "data": 2}, {"cuts": "measured"}, {"depth": 3, "experts": EXPERTS | {"dense": 1}, "ahead": 1}, objective="multi_token"),
     Case({"pipe": 4}, {}, DEEP | {"positions": "learned"}, optim="muon"),
     Case({"pipe": 2, "data": 2}, {}, {"tied": True}, optim="muon"),
     Case({"pipe": 2, "data": 2}, {"pipe": "zb1p", "shard": "none"}, DEEP | {"tied": True}),

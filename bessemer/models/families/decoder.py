@@ -203,13 +203,23 @@ class Decoder(nn.Module):
         counted; a window sees less. Of the experts only those count that a token gets. Packing is not accounted for: documents are taken to
         fill their rows; nor are the adapters and heads of single tasks.
         """
-        others = [m for name, m in self.blocks.named_modules() if name.endswith(".others")]  # a column goes through one part
-        outside = {id(m) for part in (self.adapters, self.tasks, *others) for m in part.modules()}
-        matrices = float(sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear) and id(m) not in outside))
-        matrices += sum(m.active_weights() for m in self.modules() if isinstance(m, MixtureOfExperts))
-        heads = matrices + len(self.ahead) * self.head.weight.numel()
-        own = sum(m.flops() for m in self.modules() if isinstance(m, Matrix))  # what reparameterized layers say of themselves
-        return 6.0 * heads + own + attention_flops(self.options, self.windowed + [False] * len(self.ahead), length)
+        blocks, rest = self.flops_by_part(length)
+        return sum(blocks) + rest
+
+    def flops_by_part(self, length: int) -> tuple[list[float], float]:
+        """The same of each block, and of all that follows them: the head, and modules that look further ahead with a head each."""
+        blocks = [_flops(block) + attention_flops(self.options, [near], length) for block, near in zip(self.blocks, self.windowed, strict=True)]
+        ahead = sum(_flops(module) + _flops(self.head) + attention_flops(self.options, [False], length) for module in self.ahead)
+        return blocks, _flops(self.head) + ahead
+
+
+def _flops(part: nn.Module) -> float:
+    """Training operations per token of the matrix products in a part of the model."""
+    beside = {id(m) for name, other in part.named_modules() if name.endswith("others") for m in other.modules()}  # a column goes through one part
+    inside = [m for m in part.modules() if id(m) not in beside]
+    weights = float(sum(m.weight.numel() for m in inside if isinstance(m, nn.Linear)))
+    weights += sum(m.active_weights() for m in inside if isinstance(m, MixtureOfExperts))
+    return 6.0 * weights + sum(m.flops() for m in inside if isinstance(m, Matrix))  # what reparameterized layers say of themselves
 
 
 def _block(o: dict[str, Any], layer: int) -> Block:
