@@ -1,4 +1,5 @@
-/* Block-quantised optimizer states: encode, decode, and AdamW on them, one pass each. The same results, bit by bit, as _blocks.py's torch operations.
+/* Updates that read and write each number once. First block-quantised states: encode, decode, and AdamW on them, with the same results, bit by
+   bit, as _blocks.py's torch operations. Then elementwise rules over lists of tensors, and what APOLLO and Fira ask of whole matrices.
 
    A code stands for table[code] times its block's scale, the largest magnitude in the block. Encoding looks the code up by the
    leading bits of x / scale, which is exact up to one threshold, and then compares with that threshold. Loops are written so that
@@ -101,5 +102,163 @@ void adamw(float *p, const float *g, uint8_t *m_codes, float *m_scales, uint8_t 
         }
         encode_block(m, block, bits, m_codes + b * bytes, m_scales + b, first->candidates, first->thresholds);
         encode_block(v, block, bits, v_codes + b * bytes, v_scales + b, second->candidates, second->thresholds);
+    }
+}
+
+/* Elementwise rules: lists of tensors, cut into spans that threads share out. */
+#define SPAN 16384
+
+#define EVERY_SPAN                                            \
+    _Pragma("omp parallel") for (long t = 0; t < tensors; t++) \
+        _Pragma("omp for schedule(static) nowait") for (long s = 0; s < counts[t]; s += SPAN)
+#define LENGTH (counts[t] - s < SPAN ? counts[t] - s : SPAN)
+
+/* bad[t] becomes 1 if a number of tensor t is not finite. */
+void not_finite(long tensors, const long *counts, float *const *g, uint8_t *bad) {
+    EVERY_SPAN {
+        const long count = LENGTH;
+        const bits32 *bits = (const bits32 *)(g[t] + s);
+        int32_t top = 0;
+        for (long i = 0; i < count; i++) {
+            int32_t size = bits[i] & 0x7fffffff;
+            top = size > top ? size : top;
+        }
+        if (top >= 0x7f800000) bad[t] = 1;
+    }
+}
+
+/* numbers: 1 - b1, 1 - b2, 1 - rate times decay, rate. */
+void lion(long tensors, const long *counts, float *const *p, float *const *g, float *const *m, const float *numbers) {
+    const float lean = numbers[0], keep = numbers[1], shrink = numbers[2], rate = numbers[3];
+    EVERY_SPAN {
+        const long count = LENGTH;
+        float *restrict to = p[t] + s;
+        const float *restrict by = g[t] + s;
+        float *restrict mean = m[t] + s;
+        for (long i = 0; i < count; i++) {
+            float change = by[i] - mean[i], way = __builtin_fmaf(lean, change, mean[i]);
+            to[i] = to[i] * shrink - (way > 0 ? rate : way < 0 ? -rate : 0.0f);
+            mean[i] = __builtin_fmaf(keep, change, mean[i]);
+        }
+    }
+}
+
+/* numbers: b2, 1 - b2, 1 - b2^t, epsilon, decay, share, factor of the update in y, rate. */
+void schedule_free(long tensors, const long *counts, float *const *y, float *const *g, float *const *z, float *const *v, const float *numbers) {
+    const float keep = numbers[0], gain = numbers[1], whole = numbers[2], eps = numbers[3], decay = numbers[4], share = numbers[5],
+                ahead = numbers[6], rate = numbers[7];
+    EVERY_SPAN {
+        const long count = LENGTH;
+        float *restrict near = y[t] + s;
+        const float *restrict by = g[t] + s;
+        float *restrict base = z[t] + s;
+        float *restrict square = v[t] + s;
+        for (long i = 0; i < count; i++) {
+            square[i] = square[i] * keep + gain * (by[i] * by[i]);
+            float update = by[i] / (__builtin_sqrtf(square[i] / whole) + eps) + decay * near[i];
+            near[i] = near[i] + share * (base[i] - near[i]) + ahead * update;
+            base[i] = base[i] - rate * update;
+        }
+    }
+}
+
+/* o = m / (sqrt(v) + epsilon) after both took g in; o may be g. numbers: 1 - b1, b2, 1 - b2, epsilon. */
+void directions(long tensors, const long *counts, float *const *o, float *const *g, float *const *m, float *const *v, const float *numbers) {
+    const float lean = numbers[0], keep = numbers[1], gain = numbers[2], eps = numbers[3];
+    EVERY_SPAN {
+        const long count = LENGTH;
+        float *to = o[t] + s;
+        const float *by = g[t] + s;
+        float *restrict mean = m[t] + s;
+        float *restrict square = v[t] + s;
+#pragma GCC ivdep
+        for (long i = 0; i < count; i++) {
+            float slope = by[i];
+            mean[i] = __builtin_fmaf(lean, slope - mean[i], mean[i]);
+            square[i] = square[i] * keep + gain * (slope * slope);
+            to[i] = mean[i] / (__builtin_sqrtf(square[i]) + eps);
+        }
+    }
+}
+
+/* Whole matrices, [rows, columns] each and without gaps, a thread a matrix. Sums run over a row in float32, over rows in double precision. */
+typedef struct {
+    float *weight;
+    const float *gradient, *factors, *basis;
+    float *norms, *low;
+    long rows, columns;
+    int tall; /* channels are rows; otherwise columns */
+} matrix;
+
+/* norms: of every channel. */
+void channel_norms(const matrix *all, long count) {
+#pragma omp parallel for schedule(dynamic)
+    for (long n = 0; n < count; n++) {
+        const matrix a = all[n];
+        for (long i = 0; !a.tall && i < a.columns; i++) a.norms[i] = 0;
+        for (long r = 0; r < a.rows; r++) {
+            const float *restrict from = a.gradient + r * a.columns;
+            if (a.tall) {
+                float sum = 0;
+#pragma omp simd reduction(+ : sum)
+                for (long i = 0; i < a.columns; i++) sum += from[i] * from[i];
+                a.norms[r] = __builtin_sqrtf(sum);
+            } else {
+                float *restrict to = a.norms;
+                for (long i = 0; i < a.columns; i++) to[i] = __builtin_fmaf(from[i], from[i], to[i]);
+            }
+        }
+        for (long i = 0; !a.tall && i < a.columns; i++) a.norms[i] = __builtin_sqrtf(a.norms[i]);
+    }
+}
+
+/* norms[0]: of the whole; low: the projection on one vector, a number for each channel. */
+void rank_one(const matrix *all, long count) {
+#pragma omp parallel for schedule(dynamic)
+    for (long n = 0; n < count; n++) {
+        const matrix a = all[n];
+        double whole = 0;
+        for (long i = 0; !a.tall && i < a.columns; i++) a.low[i] = 0;
+        for (long r = 0; r < a.rows; r++) {
+            const float *restrict from = a.gradient + r * a.columns;
+            const float *restrict basis = a.basis;
+            float square = 0, sum = 0;
+            if (a.tall) {
+#pragma omp simd reduction(+ : sum, square)
+                for (long i = 0; i < a.columns; i++) {
+                    square += from[i] * from[i];
+                    sum += from[i] * basis[i];
+                }
+                a.low[r] = sum;
+            } else {
+                float *restrict to = a.low, factor = basis[r];
+#pragma omp simd reduction(+ : square)
+                for (long i = 0; i < a.columns; i++) {
+                    square += from[i] * from[i];
+                    to[i] = __builtin_fmaf(factor, from[i], to[i]);
+                }
+            }
+            whole += square;
+        }
+        a.norms[0] = (float)__builtin_sqrt(whole);
+    }
+}
+
+/* weight = shrink (weight - size factor gradient); by: 0 one factor for all, 1 one a channel. */
+void scaled(const matrix *all, long count, int by, float size, float shrink) {
+#pragma omp parallel for schedule(dynamic)
+    for (long n = 0; n < count; n++) {
+        const matrix a = all[n];
+        const float *restrict factors = a.factors;
+        for (long r = 0; r < a.rows; r++) {
+            float *restrict to = a.weight + r * a.columns;
+            const float *restrict from = a.gradient + r * a.columns;
+            if (by && !a.tall) {
+                for (long i = 0; i < a.columns; i++) to[i] = shrink * __builtin_fmaf(-size * factors[i], from[i], to[i]);
+            } else {
+                float factor = -size * factors[by ? r : 0];
+                for (long i = 0; i < a.columns; i++) to[i] = shrink * __builtin_fmaf(factor, from[i], to[i]);
+            }
+        }
     }
 }

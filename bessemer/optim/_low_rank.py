@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.optim import _fused
 from bessemer.optim._blocks import Packed, States, stored_bytes
+from bessemer.optim._products import Product, fast, multiply
 from bessemer.optim._rule import CHUNK, Group, Matrix, Products, Rule, gradients, matrices, shapes, sweep
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+TOGETHER = 1 << 20
+"""Numbers of projected gradients worked on at a time, several matrices for each core, where products are done many at once."""
 
 
 class LowRank(Rule):
@@ -53,13 +57,13 @@ class LowRank(Rule):
         for step, stepping in self.counted(members):
             self.plain(group, step, [p for p in stepping if p.ndim < 2])
             batch: list[Matrix] = []
-            size = 0
+            size, most = 0, TOGETHER if fast() else CHUNK
             for matrix in chain.from_iterable(self.matrices(group, stepping)):
                 if not self.projects(*matrix.weight.shape):
                     self.plain_matrix(group, step, matrix)
                     continue
                 low = self.rank * max(matrix.weight.shape)
-                if batch and size + low > CHUNK:
+                if batch and size + low > most:
                     self.move(group, step, batch)
                     batch, size = [], 0
                 batch.append(matrix)
@@ -75,6 +79,15 @@ class LowRank(Rule):
         """The rule, for some matrices whose projections fit in the cache together."""
         raise TypeError(f"{type(self).__name__} has no move")
 
+    def project(self, batch: list[Matrix], bases: list[Tensor]) -> list[Tensor]:
+        """The gradients at low rank, [m, r] of a tall matrix and [r, n] of a wide one; each basis is [shorter side, r]."""
+        products = []
+        for matrix, basis in zip(batch, bases, strict=True):
+            a, b = (matrix.gradient, basis) if matrix.tall else (basis.mT, matrix.gradient)
+            products.append(Product(a, b, a.new_empty(a.shape[0], b.shape[1])))
+        multiply(products)
+        return [product.out for product in products]
+
     def adam(self, batch: list[Matrix], lows: list[Tensor]) -> list[Tensor]:
         """Adam's directions for gradients at low rank."""
         first, second = ([m.moment(key, low, self.states, key == "exp_avg") for m, low in zip(batch, lows, strict=True)] for key in MOMENTS)
@@ -83,6 +96,8 @@ class LowRank(Rule):
     def directions(self, slopes: list[Tensor], first: Sequence[Tensor | Packed], second: Sequence[Tensor | Packed]) -> list[Tensor]:
         """Adam's uncorrected m / (sqrt(v) + eps) after both moments took the gradients in."""
         out = [torch.empty_like(slope) for slope in slopes]
+        if _fused.elementwise("directions", (out, slopes, first, second), [1.0 - self.betas[0], self.betas[1], 1.0 - self.betas[1], self.eps]):
+            return out
 
         def move(o: list[Tensor], g: list[Tensor], m: list[Tensor], v: list[Tensor]) -> None:
             self.moments(g, m, v)
@@ -131,11 +146,26 @@ class LowRank(Rule):
         return total
 
 
-def channel_norms(matrix: Tensor, across: int) -> Tensor:
-    """Norms along dimension `across`, kept; torch's own are 20 times slower down the columns."""
-    if across == 1:
-        return torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
-    return matrix.square().sum(0, keepdim=True).sqrt_()
+def channel_norms(found: Sequence[Tensor]) -> list[Tensor]:
+    """Norms of each matrix's channels, which are the rows of one that is taller than wide or square: [rows, 1], or [1, columns]."""
+    tall = [matrix.shape[0] >= matrix.shape[1] for matrix in found]
+    out = [matrix.new_empty((len(matrix), 1) if rows else (1, matrix.shape[1])) for matrix, rows in zip(found, tall, strict=True)]
+    if _fused.matrices("channel_norms", [{"gradient": matrix, "norms": norms} for matrix, norms in zip(found, out, strict=True)]):
+        return out
+    # torch's own norms are 20 times slower down the columns
+    return [
+        torch.linalg.vector_norm(m, dim=1, keepdim=True) if rows else m.square().sum(0, keepdim=True).sqrt_()
+        for m, rows in zip(found, tall, strict=True)
+    ]
+
+
+def subtract(batch: Sequence[Matrix], factors: Sequence[Tensor], size: float, shrink: float) -> None:
+    """weight <- shrink (weight - size factor gradient), with a factor for the matrix or one for each channel."""
+    found = [{"weight": m.weight, "gradient": m.gradient, "factors": f} for m, f in zip(batch, factors, strict=True)]
+    if _fused.matrices("scaled", found, int(factors[0].numel() > 1), size, shrink):
+        return
+    for matrix, factor in zip(batch, factors, strict=True):
+        matrix.weight.addcmul_(matrix.gradient, factor, value=-size).mul_(shrink)
 
 
 def norm_growth(batch: list[Matrix], norms: list[Tensor], limit: float) -> list[Tensor]:

@@ -11,6 +11,8 @@ from torch import Tensor
 from bessemer.core import shards
 from bessemer.optim._owners import Owners
 
+Change = Callable[[list[Tensor], list[Tensor], float], None]
+
 
 class Stacks:
     """Finds the single matrices in a group's parameters and hands those of one shape to a function at once.
@@ -24,14 +26,14 @@ class Stacks:
         self.parts = {id(p): tuple(cut) for p, cut in zip(parameters, parts or [()] * len(parameters), strict=True)}
         self.owners: dict[tuple[int, ...], Owners] = {}
 
-    def apply(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], change: Callable[[Tensor], Tensor], rate: float) -> None:
-        """Subtracts `rate` times change(stack) from the parameters, stack by stack.
+    def apply(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], change: Change, rate: float) -> None:
+        """Has `change` move the parameters, all matrices of a shape together.
 
         Matrices of which each rank holds a piece are put together by one rank each (`_owners.py`); all ranks call this together.
 
         Args:
             gradients: what `change` is computed from, one for each parameter: its own piece where the parameter is sharded.
-            change: [count, outputs, inputs] -> the same shape.
+            change: takes matrices to be moved, those that a move is computed from, and its rate.
         """
         cut = [n for n, parameter in enumerate(parameters) if shards.pieces(parameter) > 1]
         for mesh in dict.fromkeys(parameters[n].device_mesh for n in cut):  # type: ignore[attr-defined]
@@ -41,7 +43,7 @@ class Stacks:
         members = [(self._parts(parameters[n]), shards.local(parameters[n]), gradients[n]) for n in here]
         self._apply_whole(members, change, rate)
 
-    def _apply_cut(self, parameters: Sequence[Any], pieces: list[Tensor], change: Callable[[Tensor], Tensor], rate: float) -> None:
+    def _apply_cut(self, parameters: Sequence[Any], pieces: list[Tensor], change: Change, rate: float) -> None:
         key = tuple(map(id, parameters))
         if key not in self.owners:
             self.owners[key] = Owners(parameters, [self._parts(p) for p in parameters])
@@ -54,16 +56,14 @@ class Stacks:
         updates = self.owners[key].apply(pieces, orthogonal)
         torch._foreach_add_([shards.local(p) for p in parameters], updates, alpha=-rate)
 
-    def _apply_whole(self, members: Sequence[tuple[tuple[int, ...], Tensor, Tensor]], change: Callable[[Tensor], Tensor], rate: float) -> None:
+    def _apply_whole(self, members: Sequence[tuple[tuple[int, ...], Tensor, Tensor]], change: Change, rate: float) -> None:
         """The same for whole matrices: (parts, what is changed, what the change is computed from)."""
         shapes: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
         for parts, target, gradient in members:
             for place, matrix in zip(_split(parts, target), _split(parts, gradient), strict=True):
                 shapes.setdefault(tuple(matrix.shape), []).append((place, matrix))
         for found in shapes.values():
-            changed = change(torch.stack([matrix for _, matrix in found]))
-            for (place, _), update in zip(found, changed, strict=True):
-                place.sub_(update, alpha=rate)
+            change([place for place, _ in found], [matrix for _, matrix in found], rate)
 
     def _parts(self, parameter: Tensor) -> tuple[int, ...]:
         return self.parts.get(id(parameter)) or ()

@@ -1,8 +1,8 @@
 """Matrices made orthogonal by polynomials of themselves, with as few products as that takes.
 
 On a processor in float32 the work is in products of symmetric matrices, of which half the numbers suffice; and a matrix longer than wide is
-only multiplied at the beginning, for its Gram matrix, and at the end, since every polynomial between is one of the Gram matrix. Elsewhere
-all matrices of a shape go through batched products.
+only multiplied at the beginning, for its Gram matrix, and at the end, since every polynomial between is one of the Gram matrix. A few matrices
+at a time, so that they stay in the cores' caches. Elsewhere all matrices of a shape go through batched products.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bessemer.core import device
+from bessemer.optim._products import SMALL, Product, multiply
 
 Polynomial = Literal["minimax", "published"]
 Coefficients = Sequence[tuple[float, float, float]]
@@ -32,9 +33,12 @@ MINIMAX = (
 """Of all quintics each is the nearest to 1 on the interval the ones before it leave, beginning with [0.003, 1] (Amsel et al. 2025, "The Polar
 Express"; found by linear programming): singular values end between 0.8 and 1.2 after four. The last is repeated."""
 SYMMETRIC = 0.7
-"""What a symmetric product of four block rows takes of a whole one's time."""
-SMALL = 192
-"""Sides below this are cheaper in batches than one by one."""
+"""What a symmetric product takes of a whole one's time."""
+TINY = 1e-7
+"""The least norm that is divided by."""
+ROUGH = 2
+"""bfloat16 parts of a number that suffice where errors don't grow; torch's own iteration has one part. Through the Gram matrix, which squares small
+singular values, two parts would lose five thousandths of the result where three lose four ten-thousandths."""
 
 
 def coefficients(steps: int, polynomial: Polynomial) -> Coefficients:
@@ -54,78 +58,104 @@ def orthogonalise(matrices: Tensor, steps: int, polynomial: Polynomial = "minima
     Returns:
         [count, outputs, inputs], each times sqrt(max(1, outputs / inputs)).
     """
-    tall = matrices.shape[1] > matrices.shape[2]
-    factor = math.sqrt(max(1.0, matrices.shape[1] / matrices.shape[2]))
-    x = matrices.mT if tall else matrices
-    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).to(device.compute_dtype())
-    series = coefficients(steps, polynomial)
-    if x.is_cpu and x.dtype == torch.float32 and x.shape[1] >= SMALL and series:
-        x = _one_by_one(x.contiguous(), series)
-    else:
-        for a, b, c in series:
-            gram = torch.bmm(x, x.mT)
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x) * factor
-
-
-def _one_by_one(matrices: Tensor, series: Coefficients) -> Tensor:
-    side, length = matrices.shape[1:]
-    aspect, steps = length / side, len(series)
-    whole = steps * (SYMMETRIC * aspect + SYMMETRIC + aspect)
-    by_gram = SYMMETRIC * aspect + (4 * steps - 3) * SYMMETRIC + aspect
-    rooms = list(matrices.new_empty(5, side, side))
-    out = torch.empty_like(matrices)
-    for x, to in zip(matrices, out, strict=True):
-        if by_gram < whole:
-            _by_gram(x, series, rooms, to)
-        else:
-            _whole(x, series, rooms, to)
+    out = torch.zeros_like(matrices)
+    subtract_orthogonal(list(out), list(matrices), -1.0, steps, polynomial)
     return out
 
 
-def _whole(x: Tensor, series: Coefficients, rooms: list[Tensor], out: Tensor) -> None:
-    """x <- (a + b G + c G^2) x with G = x x^T, step by step; the last into `out`."""
-    gram, polynomial = rooms[:2]
-    spare = torch.empty_like(x)
+def subtract_orthogonal(places: Sequence[Tensor], matrices: Sequence[Tensor], rate: float, steps: int, polynomial: Polynomial = "minimax") -> None:
+    """Takes `rate` times what `orthogonalise` makes of each matrix from its place; all are [outputs, inputs]."""
+    outputs, inputs = matrices[0].shape
+    rate *= math.sqrt(max(1.0, outputs / inputs))
+    series, first = coefficients(steps, polynomial), matrices[0]
+    if first.is_cpu and first.dtype == device.compute_dtype() == torch.float32 and min(outputs, inputs) >= SMALL and series:
+        together = 2 * torch.get_num_threads()
+        arranged = _by_gram if _gram_pays(max(outputs, inputs) / min(outputs, inputs), steps) else _whole
+        for begin in range(0, len(matrices), together):
+            arranged(matrices[begin : begin + together], series, places[begin : begin + together], rate)
+        return
+    x = torch.stack(list(matrices))
+    x = x.mT if outputs > inputs else x
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=TINY)).to(device.compute_dtype())
+    for a, b, c in series:
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    for place, update in zip(places, x.mT if outputs > inputs else x, strict=True):
+        place.sub_(update, alpha=rate)
+
+
+def _gram_pays(aspect: float, steps: int) -> bool:
+    """Whether all steps on the Gram matrix cost less than all on the matrix."""
+    return SYMMETRIC * aspect + (4 * steps - 3) * SYMMETRIC + aspect < steps * (SYMMETRIC * aspect + SYMMETRIC + aspect)
+
+
+def _whole(matrices: Sequence[Tensor], series: Coefficients, places: Sequence[Tensor], rate: float) -> None:
+    """x <- (a + b G + c G^2) x with G = x x^T, step by step; the last is subtracted from the places. Sides are taken so that G is the smaller."""
+    wide, norms = _wide(matrices), _norms(matrices)
+    side, length = wide[0].shape
+    grams, polynomials = matrices[0].new_empty(2, len(wide), side, side)
+    rooms = [list(matrices[0].new_empty(len(wide), side, length)) for _ in series[1:3]]
+    x, scale = wide, [1.0 / norm for norm in norms]
     for step, (a, b, c) in enumerate(series, start=1):
-        symmetric(x, x.mT, gram)
-        symmetric(gram, gram, polynomial, plus=gram, beta=b, alpha=c)
-        to = out if step == len(series) else spare
-        torch.addmm(x, polynomial, x, beta=a, out=to)
-        x, spare = to, torch.empty_like(x) if step == 1 else x
+        _gram(x, grams, scale, ROUGH)
+        _square(grams, polynomials, b, c, ROUGH)
+        if step == len(series):
+            polynomials.diagonal(dim1=1, dim2=2).add_(a)
+            _subtract(polynomials, x, places, [rate * s for s in scale])
+            return
+        to = rooms[step % len(rooms)]
+        multiply([Product(p, m, t, m, a * s, s) for p, m, t, s in zip(polynomials, x, to, scale, strict=True)], ROUGH)
+        x, scale = to, [1.0] * len(wide)
 
 
-def _by_gram(x: Tensor, series: Coefficients, rooms: list[Tensor], out: Tensor) -> None:
+def _by_gram(matrices: Sequence[Tensor], series: Coefficients, places: Sequence[Tensor], rate: float) -> None:
     """The same through Q, the product of all steps' polynomials of G: what commutes with G stays symmetric."""
-    gram, polynomial, half, whole, spare = rooms
-    symmetric(x, x.mT, gram)
+    wide, norms = _wide(matrices), _norms(matrices)
+    side = len(wide[0])
+    grams, polynomials, halves, wholes, spares = matrices[0].new_empty(5, len(wide), side, side)
+    _gram(wide, grams, [1.0 / norm for norm in norms], parts=3)
     for step, (a, b, c) in enumerate(series, start=1):
-        symmetric(gram, gram, polynomial, plus=gram, beta=b, alpha=c)
-        polynomial.diagonal().add_(a)
+        _square(grams, polynomials, b, c, parts=3)
+        polynomials.diagonal(dim1=1, dim2=2).add_(a)
         if step == 1:
-            whole.copy_(polynomial)
+            wholes.copy_(polynomials)
         else:
-            symmetric(polynomial, whole, spare)
-            whole, spare = spare, whole
+            _symmetric(polynomials, wholes, spares)
+            wholes, spares = spares, wholes
         if step < len(series):
-            symmetric(gram, polynomial, half)
-            symmetric(half, polynomial, gram)
-    torch.mm(whole, x, out=out)
+            _symmetric(grams, polynomials, halves)
+            _symmetric(halves, polynomials, grams)
+    _subtract(wholes, wide, places, [rate / norm for norm in norms])
 
 
-def symmetric(a: Tensor, b: Tensor, out: Tensor, plus: Tensor | None = None, beta: float = 1.0, alpha: float = 1.0) -> None:
-    """out = alpha a b (+ beta plus), known to be symmetric: block rows from the diagonal on, and their mirror image.
+def _wide(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Tall ones seen from the side."""
+    return [m.mT if m.shape[0] > m.shape[1] else m for m in matrices]
 
-    `plus` may be `out` itself. Small matrices, and those of an accelerator, are multiplied whole.
-    """
-    side = len(out)
-    size = -(-side // 4) if side >= SMALL and out.is_cpu else side
-    for start in range(0, side, size):
-        rows = slice(start, start + size)
-        if plus is None:
-            torch.mm(a[rows], b[:, start:], out=out[rows, start:])
-        else:
-            torch.addmm(plus[rows, start:], a[rows], b[:, start:], beta=beta, alpha=alpha, out=out[rows, start:])
-    for start in range(size, side, size):
-        rows = slice(start, start + size)
-        out[rows, :start] = out[:start, rows].mT
+
+def _norms(matrices: Sequence[Tensor]) -> list[float]:
+    return [max(norm, TINY) for norm in torch.stack(torch._foreach_norm(list(matrices))).tolist()]
+
+
+def _gram(x: Sequence[Tensor], out: Tensor, scale: Sequence[float], parts: int) -> None:
+    """(s x) (s x)^T."""
+    multiply([Product(m, m.mT, gram, alpha=s * s, symmetric=True) for m, gram, s in zip(x, out, scale, strict=True)], parts)
+
+
+def _square(grams: Tensor, out: Tensor, b: float, c: float, parts: int) -> None:
+    """b G + c G^2."""
+    multiply([Product(g, g, to, plus=g, beta=b, alpha=c, symmetric=True) for g, to in zip(grams, out, strict=True)], parts)
+
+
+def _symmetric(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """a b, of matrices that commute and are symmetric."""
+    multiply([Product(*each, symmetric=True) for each in zip(a, b, out, strict=True)])
+
+
+def _subtract(polynomials: Tensor, wide: Sequence[Tensor], places: Sequence[Tensor], rates: Sequence[float]) -> None:
+    """place -= rate p x, or x p where the place is tall."""
+    products = []
+    for p, x, place, rate in zip(polynomials, wide, places, rates, strict=True):
+        a, b = (p, x) if x.shape == place.shape and x.stride(1) == 1 else (x.mT, p)
+        products.append(Product(a, b, place, plus=place, alpha=-rate))
+    multiply(products, ROUGH)

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from bessemer.core import device
 from bessemer.core.errors import BessemerError
+from bessemer.optim import _fused, _products
 from bessemer.optim._blocks import Packed, States, held, stored_bytes, zeros
 
 CHUNK = 1 << 17
@@ -120,7 +121,7 @@ class Rule(torch.optim.Optimizer):
 def matrix_products(kind: Products) -> Iterator[None]:
     """Lets float32 products inside round their factors to bfloat16, or not; what was allowed before is allowed after."""
     before = torch.get_float32_matmul_precision()
-    rough = kind == "bfloat16" and device.compute_dtype() == torch.bfloat16
+    rough = kind == "bfloat16" and (_products.fast() or device.compute_dtype() == torch.bfloat16)
     torch.set_float32_matmul_precision("medium" if rough else "highest")
     try:
         yield
@@ -129,9 +130,12 @@ def matrix_products(kind: Products) -> Iterator[None]:
 
 
 def finite(members: list[Tensor]) -> list[Tensor]:
-    """Those whose gradient is finite throughout, judged by its norm: one number a tensor, one wait for all."""
+    """Those whose gradient is finite throughout; where no kernel looks, judged by its norm: one number a tensor, one wait for all."""
     if not members:
         return members
+    bad = _fused.not_finite(gradients(members))
+    if bad is not None:
+        return [p for p, wrong in zip(members, bad, strict=True) if not wrong] if any(bad) else members
     norms = torch.stack(torch._foreach_norm(gradients(members)))
     whole = norms.full_tensor() if isinstance(norms, DTensor) else norms
     good = whole.isfinite().tolist()
@@ -207,6 +211,7 @@ class Matrix:
     def __init__(self, weight: Tensor, gradient: Tensor, state: dict[str, Any], number: int | None) -> None:
         self.weight, self.gradient, self.state = weight, gradient, state
         self.suffix = "" if number is None else f".{number}"
+        self.tall = weight.shape[0] >= weight.shape[1]
 
     def __contains__(self, key: str) -> bool:
         return key + self.suffix in self.state

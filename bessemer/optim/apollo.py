@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from bessemer.core import rng
+from bessemer.optim import _fused
 from bessemer.optim._blocks import States
-from bessemer.optim._low_rank import LowRank, channel_norms, norm_growth
+from bessemer.optim._low_rank import LowRank, channel_norms, norm_growth, subtract
 from bessemer.optim._rule import Group, Matrix, Products, finite, matrices
 
 
@@ -55,6 +56,7 @@ class Apollo(LowRank):
         self.at_hand: dict[int, tuple[int, Tensor]] = {}
         self.found: dict[Tensor, list[Matrix]] = {}  # this step's matrices and their gradients' norms, by identity
         self.norms: dict[int, Tensor] = {}
+        self.lows: dict[int, Tensor] = {}  # those that were found along with the norms
         super().__init__(params, lr, weight_decay, betas, eps, rank, refresh, states, products)
 
     def projection(self, side: int, step: int, like: Tensor) -> Tensor:
@@ -71,11 +73,13 @@ class Apollo(LowRank):
         vectors = set(finite([p for p in members if p.ndim < 2]))
         found = dict(matrices(group, [p for p in members if p.ndim >= 2], self.state))
         flat = [matrix for members in found.values() for matrix in members]
-        self.norms = dict(zip(map(id, flat), self._norms(flat), strict=True))
+        norms = self._norms(flat)
+        self.norms = dict(zip(map(id, flat), norms, strict=True))
         self.found = found
-        totals = [norm.sum() for norm in self.norms.values()]
-        good = torch.stack(totals).isfinite().tolist() if totals else []
-        bad = {id(matrix) for matrix, fine in zip(flat, good, strict=True) if not fine}
+        wrong = _fused.not_finite(norms)
+        if wrong is None:
+            wrong = torch.stack([norm.sum() for norm in norms]).isfinite().logical_not().tolist()
+        bad = {id(matrix) for matrix, infinite in zip(flat, wrong, strict=True) if infinite}
         return [p for p in members if (p in vectors if p.ndim < 2 else not any(id(m) in bad for m in found[p]))]
 
     def matrices(self, group: Group, members: list[Tensor]) -> Iterable[list[Matrix]]:
@@ -84,31 +88,40 @@ class Apollo(LowRank):
 
     def _norms(self, batch: list[Matrix]) -> list[Tensor]:
         """Of each matrix, or of each of its channels."""
+        self.lows = {}
         if self.by == "tensor":
-            return list(torch._foreach_norm([matrix.gradient for matrix in batch])) if batch else []
-        return [channel_norms(m.gradient, 1 if m.weight.shape[0] >= m.weight.shape[1] else 0) for m in batch]
+            return (self._at_rank_one(batch) or list(torch._foreach_norm([matrix.gradient for matrix in batch]))) if batch else []
+        return channel_norms([matrix.gradient for matrix in batch])
+
+    def _at_rank_one(self, batch: list[Matrix]) -> list[Tensor]:
+        """The norms and, in the same pass over the gradients, their projections; nothing if the rank is another or no kernel does this."""
+        found = []
+        for matrix in batch if self.rank == 1 else []:
+            g = matrix.gradient
+            low = g.new_empty((len(g), 1) if matrix.tall else (1, g.shape[1]))
+            basis = self.projection(min(g.shape), matrix.state.get("step", 0) + 1, g)
+            found.append({"gradient": g, "basis": basis, "norms": g.new_empty(()), "low": low})
+        if not found or not _fused.matrices("rank_one", found):
+            return []
+        self.lows = {id(matrix): each["low"] for matrix, each in zip(batch, found, strict=True)}
+        return [each["norms"] for each in found]
 
     def move(self, group: Group, step: int, batch: list[Matrix]) -> None:
         """Scales each matrix's gradient and subtracts it."""
-        lows = [self._project(matrix.gradient, step) for matrix in batch]
+        if self.lows:
+            lows = [self.lows[id(matrix)] for matrix in batch]
+        else:
+            lows = self.project(batch, [self.projection(min(m.gradient.shape), step, m.gradient) for m in batch])
         updates = self.adam(batch, lows)
         if self.by == "tensor":
-            inside, after = torch.stack(torch._foreach_norm(lows)), torch.stack(torch._foreach_norm(updates))
-            factors = list((after / (inside + 1e-8)).unbind())
-            norms = [factor * self.norms[id(matrix)] for matrix, factor in zip(batch, factors, strict=True)]
+            inside, after = list(torch._foreach_norm(lows)), list(torch._foreach_norm(updates))
         else:
-            across = [1 if m.weight.shape[0] >= m.weight.shape[1] else 0 for m in batch]
-            factors = [channel_norms(u, a) / (channel_norms(low, a) + 1e-8) for u, low, a in zip(updates, lows, across, strict=True)]
-            norms = [(f * self.norms[id(m)]).norm() for m, f in zip(batch, factors, strict=True)]
-        size, shrink = math.sqrt(self.scale) * group["lr"] * self.correction(step), 1.0 - group["lr"] * group["weight_decay"]
-        for matrix, factor, divisor in zip(batch, factors, norm_growth(batch, norms, self.limit), strict=True):
-            matrix.weight.addcmul_(matrix.gradient, factor / divisor, value=-size)
-        if shrink != 1.0:
-            torch._foreach_mul_([matrix.weight for matrix in batch], shrink)
-
-    def _project(self, gradient: Tensor, step: int) -> Tensor:
-        basis = self.projection(min(gradient.shape), step, gradient)
-        return gradient @ basis if gradient.shape[0] >= gradient.shape[1] else basis.mT @ gradient
+            inside, after = channel_norms(lows), channel_norms(updates)
+        factors = torch._foreach_div(after, torch._foreach_add(inside, 1e-8))
+        norms = list(torch._foreach_norm(torch._foreach_mul(factors, [self.norms[id(matrix)] for matrix in batch])))
+        limited = torch._foreach_div(factors, norm_growth(batch, norms, self.limit))
+        size = math.sqrt(self.scale) * group["lr"] * self.correction(step)
+        subtract(batch, limited, size, 1.0 - group["lr"] * group["weight_decay"])
 
     def state_bytes(self, shape: Any, width: int = 4, parts: Any = ()) -> int:
         """Two moments and a norm."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bessemer.optim._blocks import States
-from bessemer.optim._low_rank import channel_norms, norm_growth
+from bessemer.optim._low_rank import channel_norms, norm_growth, subtract
 from bessemer.optim._rule import Group, Matrix, Products
 from bessemer.optim.galore import Galore
 
@@ -51,22 +51,22 @@ class Fira(Galore):
 
         Its norm follows from the gradient's and the projection's channel norms, because the projection is orthonormal.
         """
-        projected = [self.project(matrix, step) for matrix in batch]
-        updates = self.adam(batch, [low for low, _ in projected])
+        bases = [self.basis(matrix, step) for matrix in batch]
+        lows = self.project(batch, bases)
+        updates = self.adam(batch, lows)
         factors, norms = [], []
-        for matrix, (low, _), update in zip(batch, projected, updates, strict=True):
-            across = 1 if matrix.weight.shape[0] >= matrix.weight.shape[1] else 0
-            inside = channel_norms(low, across)
-            factor = channel_norms(update, across) / (inside + 1e-8)
-            rest = (channel_norms(matrix.gradient, across).square() - self.scale * (2.0 - self.scale) * inside.square()).clamp_(min=0.0)
+        channels = channel_norms(updates), channel_norms(lows), channel_norms([matrix.gradient for matrix in batch])
+        for after, inside, whole in zip(*channels, strict=True):
+            factor = after / (inside + 1e-8)
+            rest = (whole.square() - self.scale * (2.0 - self.scale) * inside.square()).clamp_(min=0.0)
             factors.append(factor)
             norms.append((factor.square() * rest).sum().sqrt())
-        size = (1.0 - group["lr"] * group["weight_decay"]) * group["lr"] * self.correction(step)
-        divisors = norm_growth(batch, norms, self.limit)
-        for matrix, (low, basis), update, factor, divisor in zip(batch, projected, updates, factors, divisors, strict=True):
+        for factor, divisor, update, low in zip(factors, norm_growth(batch, norms, self.limit), updates, lows, strict=True):
             factor /= divisor
-            self.back(group, step, matrix, update.addcmul_(low, factor, value=-1.0), basis)
-            matrix.weight.addcmul_(matrix.gradient, factor, value=-size)
+            update.addcmul_(low, factor, value=-1.0)
+        self.back(group, step, batch, updates, bases)
+        size = (1.0 - group["lr"] * group["weight_decay"]) * group["lr"] * self.correction(step)
+        subtract(batch, factors, size, 1.0)
 
     def state_bytes(self, shape: Any, width: int = 4, parts: Any = ()) -> int:
         """Projection, two moments and a norm."""

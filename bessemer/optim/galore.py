@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bessemer.optim._blocks import States
 from bessemer.optim._low_rank import LowRank
+from bessemer.optim._products import Product, multiply
 from bessemer.optim._rule import Group, Matrix, Products
 
 
@@ -46,25 +47,25 @@ class Galore(LowRank):
 
     def move(self, group: Group, step: int, batch: list[Matrix]) -> None:
         """Project, Adam, project back; the projection back, weight decay and the addition are one product."""
-        projected = [self.project(matrix, step) for matrix in batch]
-        for matrix, (_, basis), update in zip(batch, projected, self.adam(batch, [low for low, _ in projected]), strict=True):
-            self.back(group, step, matrix, update, basis)
+        bases = [self.basis(matrix, step) for matrix in batch]
+        self.back(group, step, batch, self.adam(batch, self.project(batch, bases)), bases)
 
-    def project(self, matrix: Matrix, step: int) -> tuple[Tensor, Tensor]:
-        """The gradient at low rank, [m, r] of a tall matrix and [r, n] of a wide one, and the projection, [shorter side, r]."""
+    def basis(self, matrix: Matrix, step: int) -> Tensor:
+        """The projection, [shorter side, r], renewed when that is due."""
         gradient = matrix.gradient
         if "projection" not in matrix or (step - 1) % self.refresh == 0:
             matrix["projection"] = self.stored(leading(gradient, self.rank))
-        basis = matrix["projection"].to(gradient.dtype)
-        tall = gradient.shape[0] >= gradient.shape[1]
-        return (gradient @ basis if tall else basis.mT @ gradient), basis
+        return matrix["projection"].to(gradient.dtype)
 
-    def back(self, group: Group, step: int, matrix: Matrix, update: Tensor, basis: Tensor) -> None:
-        """Moves the weight by an update at low rank."""
-        tall = matrix.weight.shape[0] >= matrix.weight.shape[1]
-        left, right = (update, basis.mT) if tall else (basis, update)
+    def back(self, group: Group, step: int, batch: list[Matrix], updates: list[Tensor], bases: list[Tensor]) -> None:
+        """Moves the weights by updates at low rank. They are a thousandth of the weights, so products may be that much coarser."""
         shrink = 1.0 - group["lr"] * group["weight_decay"]
-        matrix.weight.addmm_(left, right, beta=shrink, alpha=-shrink * self.scale * group["lr"] * self.correction(step))
+        size = shrink * self.scale * group["lr"] * self.correction(step)
+        products = []
+        for matrix, update, basis in zip(batch, updates, bases, strict=True):
+            left, right = (update, basis.mT) if matrix.tall else (basis, update)
+            products.append(Product(left, right, matrix.weight, plus=matrix.weight, beta=shrink, alpha=-size))
+        multiply(products, parts=2)
 
     def stored(self, basis: Tensor) -> Tensor:
         """The projection as it is kept."""

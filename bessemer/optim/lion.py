@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.optim import _fused
 from bessemer.optim._blocks import States
 from bessemer.optim._rule import Group, Rule, gradients, sweep
 
@@ -41,7 +42,9 @@ class Lion(Rule):
             torch._foreach_add_(p, direction, alpha=-rate)
             torch._foreach_lerp_(m, g, 1.0 - keep)
 
-        sweep(move, members, gradients(members), self.column(members, "exp_avg"))
+        columns = members, gradients(members), self.column(members, "exp_avg")
+        if not _fused.elementwise("lion", columns, [1.0 - lean, 1.0 - keep, shrink, rate]):
+            sweep(move, *columns)
 
     def state_bytes(self, shape: Any, width: int = 4, parts: Any = ()) -> int:
         """One state."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bessemer.core import shards
 from bessemer.optim._matrices import Stacks
-from bessemer.optim._newton_schulz import Polynomial, orthogonalise
+from bessemer.optim._newton_schulz import Polynomial, subtract_orthogonal
 from bessemer.optim._rule import finite
 
 
@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])
             looking = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
             torch._foreach_mul_([shards.local(p) for p in moving], 1.0 - group["lr"] * group["weight_decay"])
-            stacks.apply(moving, looking, partial(orthogonalise, steps=group["steps"], polynomial=self.polynomial), group["lr"])
+            stacks.apply(moving, looking, partial(subtract_orthogonal, steps=group["steps"], polynomial=self.polynomial), group["lr"])
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.optim import _fused
 from bessemer.optim._blocks import States
 from bessemer.optim._rule import Group, Rule, gradients, sweep
 
@@ -77,7 +78,10 @@ class ScheduleFreeAdamW(Rule):
             torch._foreach_add_(y, update, alpha=rate * (near * (1.0 - share) - 1.0))
             torch._foreach_add_(z, update, alpha=-rate)
 
-        sweep(move, members, gradients(members), [self.state[p]["z"] for p in members], self.column(members, "exp_avg_sq", signed=False))
+        columns = members, gradients(members), [self.state[p]["z"] for p in members], self.column(members, "exp_avg_sq", signed=False)
+        numbers = [keep, 1.0 - keep, correction, self.eps, decay, share, rate * (near * (1.0 - share) - 1.0), rate]
+        if not _fused.elementwise("schedule_free", columns, numbers):
+            sweep(move, *columns)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from bessemer.optim._newton_schulz import symmetric
+from bessemer.optim import _fused
+from bessemer.optim._products import Product, multiply
 from bessemer.optim._rule import Group, Matrix, Products, Rule, gradients, matrices, shapes, sweep
+
+SIDES = ("left", "right")
 
 
 class Soap(Rule):
@@ -66,11 +70,13 @@ class Soap(Rule):
                     torch._foreach_mul_(p, shrink)
 
                 sweep(move, vectors, gradients(vectors), *columns)
-            for _, found in matrices(group, stepping, self.state):
-                for matrix in found:
-                    if step:
-                        self._move(matrix, size, shrink)
-                    self._learn(matrix, turn=step > 0 and step % self.every == 0)
+            found = [matrix for _, inside in matrices(group, stepping, self.state) for matrix in inside]
+            together = 2 * torch.get_num_threads()
+            for begin in range(0, len(found), together):
+                batch = found[begin : begin + together]
+                if step:
+                    self._move(batch, size, shrink)
+                self._learn(batch, turn=step > 0 and step % self.every == 0)
 
     def preconditioned(self, rows: int, columns: int) -> list[bool]:
         """Which sides of a matrix are."""
@@ -88,44 +94,55 @@ class Soap(Rule):
         torch._foreach_add_(root, self.eps)
         return list(torch._foreach_div(m, root))
 
-    def _move(self, matrix: Matrix, size: float, shrink: float) -> None:
-        left, right = (matrix.get(key) for key in ("basis.left", "basis.right"))
-        turned = matrix.gradient.contiguous()
-        turned = turned if left is None else left.mT @ turned
-        turned = turned if right is None else turned @ right
+    def _move(self, batch: list[Matrix], size: float, shrink: float) -> None:
+        lefts, rights = ([matrix.get(f"basis.{side}") for matrix in batch] for side in SIDES)
+        turned = _times([None if left is None else left.mT for left in lefts], [m.gradient.contiguous() for m in batch])
+        turned = _times(turned, rights)
+        first, second = ([matrix[key] for matrix in batch] for key in ("exp_avg", "exp_avg_sq"))
 
         def direct(out: list[Tensor], g: list[Tensor], m: list[Tensor], v: list[Tensor]) -> None:
             torch._foreach_copy_(out, self._adam(g, m, v))
 
-        update = torch.empty_like(turned)
-        sweep(direct, [update], [turned], [matrix["exp_avg"]], [matrix["exp_avg_sq"]])
-        if left is not None and right is not None:
-            update = left @ update
-        if right is not None:
-            matrix.weight.addmm_(update, right.mT, beta=shrink, alpha=-size * shrink)
-        elif left is not None:
-            matrix.weight.addmm_(left, update, beta=shrink, alpha=-size * shrink)
-        else:
-            matrix.weight.add_(update, alpha=-size).mul_(shrink)
-
-    def _learn(self, matrix: Matrix, turn: bool) -> None:
-        """The gradient enters the second-moment matrices, and now and then the basis follows them, the moments with it."""
-        gradient = matrix.gradient
-        if "exp_avg" not in matrix:
-            matrix["exp_avg"], matrix["exp_avg_sq"] = torch.zeros_like(matrix.weight), torch.zeros_like(matrix.weight)
-        for side, (name, wanted) in enumerate(zip(("left", "right"), self.preconditioned(*gradient.shape), strict=True)):
-            if not wanted:
+        updates = [torch.empty_like(slope) for slope in turned]
+        numbers = [1.0 - self.betas[0], self.betas[1], 1.0 - self.betas[1], self.eps]
+        if not _fused.elementwise("directions", (updates, turned, first, second), numbers):
+            sweep(direct, updates, turned, first, second)
+        both = [left if right is not None else None for left, right in zip(lefts, rights, strict=True)]
+        products = []
+        for matrix, left, right, update in zip(batch, lefts, rights, _times(both, updates), strict=True):
+            if left is None and right is None:
+                matrix.weight.add_(update, alpha=-size).mul_(shrink)
                 continue
-            if f"second.{name}" not in matrix:
-                length = gradient.shape[side]
-                matrix[f"second.{name}"] = gradient.new_zeros(length, length)
-            second = matrix[f"second.{name}"]
-            slope = gradient if side == 0 else gradient.mT
-            symmetric(slope, slope.mT, second, plus=second, beta=self.turning, alpha=1.0 - self.turning)
-            if f"basis.{name}" not in matrix:
-                matrix[f"basis.{name}"] = torch.linalg.eigh(second.float())[1].flip(1).to(gradient.dtype).contiguous()
-            elif turn:
-                self._turn(matrix, name, side, second)
+            a, b = (left, update) if right is None else (update, right.mT)
+            products.append(Product(a, b, matrix.weight, plus=matrix.weight, beta=shrink, alpha=-size * shrink))
+        multiply(products, parts=2)  # a thousandth of the weights they are added to
+
+    def _learn(self, batch: list[Matrix], turn: bool) -> None:
+        """The gradients enter the second-moment matrices, and now and then the bases follow them, the moments with them."""
+        products = []
+        for matrix in batch:
+            gradient = matrix.gradient
+            if "exp_avg" not in matrix:
+                matrix["exp_avg"], matrix["exp_avg_sq"] = torch.zeros_like(matrix.weight), torch.zeros_like(matrix.weight)
+            for side, (name, wanted) in enumerate(zip(SIDES, self.preconditioned(*gradient.shape), strict=True)):
+                if not wanted:
+                    continue
+                if f"second.{name}" not in matrix:
+                    matrix[f"second.{name}"] = gradient.new_zeros(gradient.shape[side], gradient.shape[side])
+                second = matrix[f"second.{name}"]
+                slope = gradient if side == 0 else gradient.mT
+                products.append(Product(slope, slope.mT, second, second, self.turning, 1.0 - self.turning, symmetric=True))
+        multiply(products)
+        for matrix in batch:
+            for side, name in enumerate(SIDES):
+                if f"second.{name}" in matrix:
+                    self._follow(matrix, name, side, matrix[f"second.{name}"], turn)
+
+    def _follow(self, matrix: Matrix, name: str, side: int, second: Tensor, turn: bool) -> None:
+        if f"basis.{name}" not in matrix:
+            matrix[f"basis.{name}"] = torch.linalg.eigh(second.float())[1].flip(1).to(second.dtype).contiguous()
+        elif turn:
+            self._turn(matrix, name, side, second)
 
     def _turn(self, matrix: Matrix, name: str, side: int, second: Tensor) -> None:
         """One step of orthogonal iteration on the second-moment matrix, sorted by what each direction holds of it."""
@@ -146,3 +163,14 @@ class Soap(Rule):
             for matrix in shapes(shape, parts):
                 total += sum(2 * side * side for side, wanted in zip(matrix, self.preconditioned(*matrix), strict=True) if wanted)
         return total * width
+
+
+def _times(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> list[Tensor]:
+    """a b, one by one; where one of the two is missing, the other."""
+    products: dict[int, Product] = {}
+    for number, (left, right) in enumerate(zip(a, b, strict=True)):
+        if left is not None and right is not None:
+            products[number] = Product(left, right, left.new_empty(left.shape[0], right.shape[1]))
+    multiply(list(products.values()))
+    whole = [left if left is not None else right for left, right in zip(a, b, strict=True)]
+    return [products[number].out if number in products else value for number, value in enumerate(whole)]  # type: ignore[misc]

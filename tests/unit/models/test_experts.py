@@ -19,7 +19,8 @@ from bessemer.models.layers.attention import Context
 from bessemer.models.layers.experts import MixtureOfExperts, mixtures, resolve
 from bessemer.models.package import build, save_model
 from bessemer.models.transfer import parameter_scales, stacked_parts
-from bessemer.optim.muon import Muon, orthogonalise
+from bessemer.optim._newton_schulz import orthogonalise
+from bessemer.optim.muon import Muon
 from bessemer.train.engine import Engine
 from tests.contract.test_objectives import ragged
 

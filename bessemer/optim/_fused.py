@@ -1,0 +1,73 @@
+"""Updates that read and write each number once: `_kernels.c` on float32 tensors of a processor. Every function says whether it did its work."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bessemer.optim import _native
+from bessemer.optim._blocks import Packed
+
+
+def elementwise(name: str, columns: Sequence[Sequence[Tensor | Packed]], numbers: Sequence[float]) -> bool:
+    """Runs one of the elementwise kernels over matching tensors, in place."""
+    library = _native.library()
+    if library is None or not all(_plain(t) for column in columns for t in column):
+        return False
+    _run(getattr(library, name), columns, (ctypes.c_float * len(numbers))(*numbers))
+    return True
+
+
+def not_finite(gradients: Sequence[Tensor]) -> list[bool] | None:
+    """Which tensors hold a number that is not finite, or None where the kernel doesn't reach."""
+    library = _native.library()
+    if library is None or not all(map(_plain, gradients)):
+        return None
+    bad = (ctypes.c_uint8 * len(gradients))()
+    _run(library.not_finite, [gradients], bad)
+    return [bool(found) for found in bad]
+
+
+class Matrix(ctypes.Structure):
+    """What the kernels for whole matrices take: addresses, and [rows, columns]; `tall` where channels are rows."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("weight", "gradient", "factors", "basis", "norms", "low")),
+        *((name, ctypes.c_long) for name in ("rows", "columns")),
+        ("tall", ctypes.c_int),
+    ]
+
+
+def matrices(name: str, found: Sequence[dict[str, Tensor]], *numbers: int | float) -> bool:
+    """Runs one of the kernels for whole matrices.
+
+    Args:
+        found: for each matrix its `gradient` and what else the kernel reads or fills, by the names of `Matrix`.
+        numbers: the kernel's last arguments.
+    """
+    library = _native.library()
+    if library is None or not all(_plain(t) for each in found for t in each.values()):
+        return False
+    shapes = [each["gradient"].shape for each in found]
+    jobs = (Matrix * len(found))(
+        *(
+            Matrix(**{key: t.data_ptr() for key, t in each.items()}, rows=rows, columns=columns, tall=rows >= columns)
+            for each, (rows, columns) in zip(found, shapes, strict=True)
+        )
+    )
+    getattr(library, name)(jobs, ctypes.c_long(len(found)), *(ctypes.c_float(n) if isinstance(n, float) else n for n in numbers))
+    return True
+
+
+def _plain(value: Any) -> bool:
+    return type(value) in (Tensor, torch.nn.Parameter) and value.is_cpu and value.dtype == torch.float32 and value.is_contiguous()
+
+
+def _run(kernel: Any, columns: Sequence[Sequence[Any]], last: Any) -> None:
+    many = len(columns[0])
+    pointers = [(ctypes.c_void_p * many)(*(t.data_ptr() for t in column)) for column in columns]
+    kernel(ctypes.c_long(many), (ctypes.c_long * many)(*(t.numel() for t in columns[0])), *pointers, last)

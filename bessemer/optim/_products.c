@@ -1,0 +1,251 @@
+/* Products of float32 matrices on the tile units of x86 processors (AMX), whose factors are bfloat16: each number is split into one, two or
+   three bfloat16 parts, and the products of the parts are summed in float32. Three parts are the whole number; two miss it by 2^-17. What is not
+   finite comes out as not a number. The result does not depend on how many threads there are.
+
+   A tile holds 16 rows of 64 bytes. For the left factor that is 16 rows and 32 of the depth; for the right one 16 columns, lying across, and
+   pairs of the depth going down. Both are packed whole before the products; the inner kernel keeps 32 x 32 results in four tiles. */
+#include <stdint.h>
+
+typedef struct {
+    const float *a, *b, *plus; /* plus: 0, or added beta times; may be out */
+    float *out;
+    long rows, columns, depth;
+    long a_row, a_depth, b_depth, b_column, out_row, plus_row; /* strides; of each factor's two one is 1 */
+    float alpha, beta;
+    int symmetric; /* the result is known to be: only blocks from the diagonal on are computed, the others mirrored */
+} product;
+
+#if defined(__x86_64__) && defined(__linux__) && !defined(__clang__)
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")
+#include <cpuid.h>
+#include <immintrin.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define SIDE 16
+#define DEEP 32
+#define TILE 512              /* bfloat16 numbers in a tile */
+#define BLOCK (2 * SIDE)      /* results of one kernel: BLOCK x BLOCK */
+#define KEPT (3 << 18)        /* bytes of packed right factor that should stay in the second-level cache */
+#define ROUND_UP(x, to) (((x) + (to)-1) / (to) * (to))
+
+/* Asks the kernel for the tile registers; 0 where the processor or the kernel has none. */
+int ready(void) {
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1) || !(b >> 16 & 1)) return 0;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return 0;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low & 0x600e6) != 0x600e6) return 0;
+    return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
+}
+
+/* The nearest bfloat16 number, as float32 bits whose lower half is to be ignored. */
+static inline __m512i rounded(__m512 x) { return _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000)); }
+
+static inline __m512 rest(__m512 x, __m512i bits) {
+    return _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xffff0000))));
+}
+
+static inline void transpose(__m512i r[SIDE]) {
+    __m512i t[SIDE];
+    for (int i = 0; i < SIDE; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < SIDE; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        __m512i low = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), more = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        __m512i high = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd), last = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+        t[i] = _mm512_shuffle_i32x4(low, more, 0x88);
+        t[i + 8] = _mm512_shuffle_i32x4(low, more, 0xdd);
+        t[i + 4] = _mm512_shuffle_i32x4(high, last, 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(high, last, 0xdd);
+    }
+    memcpy(r, t, sizeof t);
+}
+
+static inline __mmask16 first_of(long count) { return count >= SIDE ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1); }
+
+/* Packs SIDE x DEEP numbers into one tile for each part. Numbers n and n + 16 of the depth make a pair: which do is free, if both factors agree.
+
+   side, deep: strides; lines, depth: how many there are; across: the right factor's way. */
+static inline __attribute__((always_inline)) void pack_tile(const float *from, long side, long deep, long lines, long depth, int across, int parts,
+                                                            uint16_t *to) {
+    __m512i found[3][SIDE];
+    int lying = deep != 1;
+    for (int i = 0; i < SIDE; i++) {
+        __m512 x = _mm512_setzero_ps(), y = x;
+        if (lying) {
+            if (i < depth) x = _mm512_maskz_loadu_ps(first_of(lines), from + i * deep);
+            if (i + SIDE < depth) y = _mm512_maskz_loadu_ps(first_of(lines), from + (i + SIDE) * deep);
+        } else if (i < lines) {
+            x = _mm512_maskz_loadu_ps(first_of(depth), from + i * side);
+            y = _mm512_maskz_loadu_ps(first_of(depth - SIDE), from + i * side + SIDE);
+        }
+        for (int part = 0; part < parts; part++) {
+            __m512i first = rounded(x), second = rounded(y);
+            found[part][i] = _mm512_or_si512(_mm512_srli_epi32(first, 16), _mm512_and_si512(second, _mm512_set1_epi32(0xffff0000)));
+            x = rest(x, first);
+            y = rest(y, second);
+        }
+    }
+    for (int part = 0; part < parts; part++) {
+        if (lying != across) transpose(found[part]);
+        for (int i = 0; i < SIDE; i++) _mm512_store_si512(to + part * TILE + i * DEEP, found[part][i]);
+    }
+}
+
+/* Two neighbouring rows of tiles, BLOCK lines in all. */
+static void pack_lines(const float *from, long side, long deep, long lines, long depth, int across, int parts, uint16_t *to) {
+    long tiles = ROUND_UP(depth, DEEP) / DEEP;
+    for (int half = 0; half < 2; half++)
+        for (long k = 0; k < tiles; k++, to += parts * TILE) {
+            const float *here = from + half * SIDE * side + k * DEEP * deep;
+            long left = lines - half * SIDE, below = depth - k * DEEP;
+            if (parts == 1) pack_tile(here, side, deep, left, below, across, 1, to);
+            else if (parts == 2) pack_tile(here, side, deep, left, below, across, 2, to);
+            else pack_tile(here, side, deep, left, below, across, 3, to);
+        }
+}
+
+/* Macros, since the number of a tile must be a constant. The compiler doesn't know that loads of tiles read memory: see the barrier. */
+#define LEFT(part) _tile_loadd(4, a + (part)*TILE, 64); _tile_loadd(5, a + more + (part)*TILE, 64)
+#define RIGHT(part) _tile_loadd(6, b + (part)*TILE, 64); _tile_loadd(7, b + more + (part)*TILE, 64)
+#define ADD _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7)
+
+static void kernel(const uint16_t *a, const uint16_t *b, long tiles, int parts, float *to) {
+    long more = tiles * parts * TILE;
+    __asm__ volatile("" ::: "memory");
+    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    for (long k = 0; k < tiles; k++, a += parts * TILE, b += parts * TILE) {
+        if (parts == 1) {
+            LEFT(0); RIGHT(0); ADD;
+        } else if (parts == 2) {
+            LEFT(1); RIGHT(0); ADD;
+            LEFT(0); ADD;
+            RIGHT(1); ADD;
+        } else {
+            LEFT(2); RIGHT(0); ADD;
+            LEFT(1); ADD;
+            RIGHT(1); ADD;
+            LEFT(0); ADD;
+            RIGHT(2); ADD;
+            RIGHT(0); ADD;
+        }
+    }
+    _tile_stored(0, to, 4 * BLOCK);
+    _tile_stored(1, to + SIDE, 4 * BLOCK);
+    _tile_stored(2, to + SIDE * BLOCK, 4 * BLOCK);
+    _tile_stored(3, to + SIDE * BLOCK + SIDE, 4 * BLOCK);
+    __asm__ volatile("" ::: "memory");
+}
+
+/* out = alpha found + beta plus for one block, and its mirror image if that is wanted. */
+static void finish(const product *p, float *found, long i, long j) {
+    long rows = p->rows - i < BLOCK ? p->rows - i : BLOCK, columns = p->columns - j;
+    __m512 alpha = _mm512_set1_ps(p->alpha), beta = _mm512_set1_ps(p->beta);
+    for (long r = 0; r < rows; r++)
+        for (long c = 0; c < BLOCK && c < columns; c += SIDE) {
+            __mmask16 some = first_of(columns - c);
+            __m512 x = _mm512_mul_ps(alpha, _mm512_load_ps(found + r * BLOCK + c));
+            if (p->plus) x = _mm512_fmadd_ps(beta, _mm512_maskz_loadu_ps(some, p->plus + (i + r) * p->plus_row + j + c), x);
+            _mm512_store_ps(found + r * BLOCK + c, x);
+            _mm512_mask_storeu_ps(p->out + (i + r) * p->out_row + j + c, some, x);
+        }
+    if (!p->symmetric || i == j) return;
+    for (long c = 0; c < BLOCK && c < columns; c += SIDE)
+        for (long r = 0; r < rows; r += SIDE) {
+            __m512i block[SIDE];
+            for (int n = 0; n < SIDE; n++) block[n] = _mm512_load_si512(found + (r + n) * BLOCK + c);
+            transpose(block);
+            for (int n = 0; n < SIDE && c + n < columns; n++)
+                _mm512_mask_storeu_epi32(p->out + (j + c + n) * p->out_row + i + r, first_of(rows - r), block[n]);
+        }
+}
+
+static _Thread_local struct {
+    uint16_t *held;
+    size_t size;
+} room;
+
+static uint16_t *room_of(size_t size) {
+    if (room.size < size) {
+        free(room.held);
+        room.held = aligned_alloc(64, ROUND_UP(size, 64));
+        room.size = room.held ? size : 0;
+    }
+    return room.held;
+}
+
+/* One product, rows from `begin` to `end`; both are whole blocks, or the end. */
+static int multiply(const product *p, int parts, long begin, long end) {
+    long tiles = ROUND_UP(p->depth, DEEP) / DEEP, line = 2 * tiles * parts * TILE;
+    long wide = KEPT / (line * 2) < 1 ? BLOCK : KEPT / (line * 2) * BLOCK;
+    if (wide > p->columns) wide = ROUND_UP(p->columns, BLOCK);
+    long panels = (end - begin + BLOCK - 1) / BLOCK;
+    uint16_t *left = room_of(2 * line * (panels + wide / BLOCK));
+    float found[BLOCK * BLOCK] __attribute__((aligned(64)));
+    if (!left) return 0;
+    uint16_t *right = left + panels * line;
+    long first = p->symmetric ? begin / wide * wide : 0;
+    for (long from = first; from < p->columns; from += wide) {
+        long to = from + wide < p->columns ? from + wide : p->columns;
+        for (long j = from; j < to; j += BLOCK)
+            pack_lines(p->b + j * p->b_column, p->b_column, p->b_depth, p->columns - j, p->depth, 1, parts, right + (j - from) / BLOCK * line);
+        for (long i = begin; i < end; i += BLOCK) {
+            uint16_t *a = left + (i - begin) / BLOCK * line;
+            if (from == first) pack_lines(p->a + i * p->a_row, p->a_row, p->a_depth, p->rows - i, p->depth, 0, parts, a);
+            for (long j = from; j < to; j += BLOCK) {
+                if (p->symmetric && j < i) continue;
+                kernel(a, right + (j - from) / BLOCK * line, tiles, parts, found);
+                finish(p, found, i, j);
+            }
+        }
+    }
+    return 1;
+}
+
+static void configure(void) {
+    struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } shape __attribute__((aligned(64))) = {.palette = 1};
+    for (int n = 0; n < 8; n++) shape.bytes[n] = 64, shape.rows[n] = 16;
+    _tile_loadconfig(&shape);
+}
+
+/* All products, each by one thread, or cut by rows where there are fewer than threads; 0 if memory ran out. */
+int multiply_all(const product *products, long count, int parts) {
+    int threads = omp_get_max_threads(), good = 1;
+    long slabs = count >= threads ? 1 : (threads + count - 1) / count;
+#pragma omp parallel reduction(& : good) if (count * slabs > 1)
+    {
+        configure();
+#pragma omp for schedule(dynamic)
+        for (long n = 0; n < count * slabs; n++) {
+            const product *p = products + n / slabs;
+            long step = ROUND_UP((p->rows + slabs - 1) / slabs, BLOCK), begin = n % slabs * step;
+            long end = begin + step < p->rows ? begin + step : p->rows;
+            if (begin < end) good &= multiply(p, parts, begin, end);
+        }
+        _tile_release();
+    }
+    return good;
+}
+
+#else
+
+int ready(void) { return 0; }
+
+int multiply_all(const product *products, long count, int parts) { return 0; }
+
+#endif

@@ -1,0 +1,122 @@
+"""Products many at a time: whole, transposed, added to, symmetric, in parts of float32."""
+
+import pytest
+import torch
+
+from bessemer.optim import _products
+from bessemer.optim._products import Product, multiply
+
+SHAPES = [(1, 5, 1), (64, 200, 64), (192, 192, 192), (203, 60, 203), (260, 700, 260), (130, 1376, 77), (5, 9000, 33)]
+WAYS = [
+    pytest.param(True, id="tiles", marks=pytest.mark.skipif(not _products.fast(), reason="no tile units here")),
+    pytest.param(False, id="torch"),
+]
+MISSED = {3: 1e-6, 2: 3e-5, 1: 1e-2}
+"""How far a sum of products may lie off, in units of the root of the sum of squares, by bfloat16 parts."""
+
+
+@pytest.fixture(params=WAYS)
+def tiles(request, monkeypatch):
+    if request.param:
+        monkeypatch.setattr(_products, "ENOUGH", 0)
+    else:
+        monkeypatch.setattr(_products, "_library", lambda: None)
+    return request.param
+
+
+def draw(*shape, seed=0):
+    """Numbers over several orders of magnitude."""
+    made = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=made) * torch.exp(torch.randn(*shape, generator=made))
+
+
+def off(found, a, b, wanted):
+    """The largest error, in units of what the terms' sizes explain."""
+    scale = (a.double().square() @ b.double().square()).sqrt() + 1e-30
+    return float(((found.double() - wanted) / scale).abs().max())
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("right", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_layout_of_the_factors(tiles, shape, left, right):
+    rows, depth, columns = shape
+    a = draw(depth, rows).mT if left else draw(rows, depth)
+    b = draw(columns, depth, seed=1).mT if right else draw(depth, columns, seed=1)
+    before = draw(rows, columns, seed=2)
+    for parts in (3, 2, 1):
+        out, held = torch.full((rows, columns + 3), torch.nan)[:, :columns], before.clone()
+        multiply([Product(a, b, out), Product(a, b, held, plus=held, beta=0.5, alpha=-2.0)], parts)
+        wanted = a.double() @ b.double()
+        assert off(out, a, b, wanted) < (MISSED[parts] if tiles else 1e-6) * 10
+        assert off((held.double() - 0.5 * before.double()) / -2.0, a, b, wanted) < (MISSED[parts] if tiles else 1e-6) * 20
+
+
+def test_none_at_all(tiles):
+    multiply([])
+
+
+def test_three_parts_are_at_least_as_near_as_torchs_float32(tiles):
+    a, b = draw(256, 512), draw(512, 384, seed=1)
+    wanted, out = a.double() @ b.double(), torch.empty(256, 384)
+    multiply([Product(a, b, out)])
+    assert float((out - wanted).norm()) < 1.5 * float((a @ b - wanted).norm())
+
+
+@pytest.mark.parametrize(("side", "length"), [(1, 5), (64, 200), (192, 192), (203, 60), (260, 700)])
+def test_symmetric_ones_are_the_whole_product_and_exactly_symmetric(tiles, side, length):
+    x, before = draw(side, length), draw(side, side, seed=1)
+    before = before + before.mT
+    out, held = torch.full((side, side), torch.nan), before.clone()
+    multiply([Product(x, x.mT, out, symmetric=True), Product(x, x.mT, held, plus=held, beta=0.9, alpha=0.1, symmetric=True)])
+    wanted = x.double() @ x.double().mT
+    assert off(out, x, x.mT, wanted) < 1e-5
+    assert off(held, x, x.mT, 0.9 * before.double() + 0.1 * wanted) < 1e-5
+    if tiles or side >= 192:
+        size = 32 if tiles else -(-side // 4)
+        assert all(torch.equal(a[size:, :size], a[:size, size:].mT) for a in (out, held))
+
+
+@pytest.mark.skipif(not _products.fast(), reason="no tile units here")
+def test_the_number_of_threads_changes_nothing():
+    a, b = draw(300, 500), draw(500, 400, seed=1)
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            out = [torch.empty(300, 400), torch.empty(300, 300)]
+            multiply([Product(a, b, out[0])])
+            multiply([Product(a, a.mT, out[1], symmetric=True)])
+            found.append(out)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(x, y) for other in found[1:] for x, y in zip(found[0], other, strict=True))
+
+
+def test_the_precision_torch_is_told_is_kept(tiles):
+    if not tiles:
+        pytest.skip("torch's own affair")
+    a, b = draw(200, 200), draw(200, 200, seed=1)
+    wanted, errors = a.double() @ b.double(), []
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("highest", "high", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            out = torch.empty(200, 200)
+            multiply([Product(a, b, out)])
+            errors.append(float((out - wanted).norm() / wanted.norm()))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert errors[0] < 1e-6 < errors[1] < 1e-4 < errors[2] < 1e-2
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_so(tiles, bad):
+    a, b = draw(130, 130), draw(130, 130, seed=1)
+    a[3, 7] = bad
+    out = torch.empty(130, 130)
+    multiply([Product(a, b, out)])
+    assert not out[3].isfinite().any()
+    assert out[:3].isfinite().all()
+    assert out[4:].isfinite().all()
