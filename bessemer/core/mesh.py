@@ -7,6 +7,7 @@ are furthest apart. The ranks of one (data, context, tensor) block are folded a 
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -107,9 +108,13 @@ class Mesh:
     def members(self, rank: int, *axes: str) -> list[int]:
         """The ranks that differ from this one along these axes alone, itself included, by their index."""
         view = view_of(axes)
-        here = self.coordinates(rank, view)
-        same = [other for other in range(self.ranks) if all(self.coordinates(other, view)[a] == here[a] for a in view if a not in axes)]
-        return sorted(same, key=lambda other: self.index(other, *axes))
+        here, found = self.coordinates(rank, view), []
+        for place in itertools.product(*(range(getattr(self, axis)) for axis in axes)):
+            other, there = 0, here | dict(zip(axes, place, strict=True))
+            for axis in view:
+                other = other * getattr(self, axis) + there[axis]
+            found.append(other)
+        return found
 
     def plain(self) -> dict[str, int]:
         """The sizes by axis, as JSON and TOML can hold them."""

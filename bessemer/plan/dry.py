@@ -1,16 +1,19 @@
 """A training step on fake ranks: what each rank would hold and send, without memory, data or other processes.
 
-One process plays one rank of the mesh: the model is spread by the very code of a real run, on tensors without memory and a process
-group without members, and one micro-batch goes forward and backward while a listener writes down what travels. Blocks of the same
-shape do the same, so two or three of each kind are built and the rest is counted: what each further block adds is the difference.
+One process plays one rank of the mesh: the model is spread by the very code of a real run, on a process group without members and on
+tensors without memory (with memory where the model is small, which is ten times as fast), and a micro-batch or two go forward and
+backward while a listener writes down what travels. What goes on likewise is counted: blocks of the same shape do the same, so two or three
+of each kind are built, and what each further one adds is the difference; so it is with micro-batches. Of a pipeline each place is tried
+that differs from the others.
 
-Assumed, where a run would have to tell: documents fill their rows, and routers use experts as evenly as is wanted.
+Assumed, where a run would have to tell: documents fill their rows, routers use experts as evenly as is wanted, and a compiler that is
+given a budget for activations uses all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,21 +21,26 @@ import numpy
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bessemer.core import device
-from bessemer.core.batch import Batch
-from bessemer.core.mesh import ROWS, Mesh, World
+from bessemer.core.mesh import Mesh, World
 from bessemer.core.registry import Choice
 from bessemer.models.package import fill
 from bessemer.models.transfer import tensors
-from bessemer.parallel.layout import Layout
+from bessemer.parallel import pipeline
 from bessemer.parallel.order import Parallel, spread
+from bessemer.plan import formula
 from bessemer.plan import held as holds
+from bessemer.plan import step as steps
 from bessemer.plan.held import Held, Ones
 from bessemer.plan.stand_ins import Dealt, even
 from bessemer.plan.traffic import Listener, Traffic
+
+SMALL = 2**20
+"""Parameters up to which tensors have memory."""
+HELD = ("parameters", "gradients", "optimizer", "activations", "gathered")
 
 
 @dataclass
@@ -46,6 +54,7 @@ class Plan:
         dtype: of matrix products.
         rows: of a micro-batch, all ranks' together; `length` columns each.
         micro_batches: of a step.
+        compile: whether the run would compile.
     """
 
     model: Choice
@@ -58,35 +67,32 @@ class Plan:
     rows: int
     length: int
     micro_batches: int = 1
+    compile: bool = False
 
 
 @dataclass
 class Found:
-    """What a rank holds, in bytes, and what it sends.
+    """What ranks hold, in bytes, and what they send.
 
     Attributes:
-        parameters: its own shards; this, gradients and optimizer for every rank: [ranks].
+        parameters: its own shards; this, gradients, optimizer and activations for every rank: [ranks].
         gradients: between forward passes: as large as the shards, or as the whole where sharding waits for the last micro-batch.
         optimizer: state; None where an optimizer's own step can't be tried without numbers.
-        activations: what one micro-batch's forward pass keeps for its backward pass, parameters aside.
+        activations: what the forward passes under way keep for their backward passes, parameters aside: one's, or of a pipeline as many as its
+            schedule has under way at once.
         gathered: the largest block's parameters, whole, and the next one's, while they are worked with.
-        traffic: of one step.
+        traffic: of one step, by place along the pipe axis.
     """
 
     parameters: Any = 0.0
     gradients: Any = 0.0
     optimizer: Any = 0.0
-    activations: float = 0.0
-    gathered: float = 0.0
-    traffic: list[Traffic] = field(default_factory=list)
+    activations: Any = 0.0
+    gathered: Any = 0.0
+    traffic: list[list[Traffic]] = field(default_factory=list)
 
     def plus(self, other: Found, times: float) -> Found:
         """The sum of this and so many of another."""
-        rows = {(t.kind, t.axes, t.ranks): replace(t) for t in self.traffic}
-        for each in other.traffic:
-            row = rows.setdefault((each.kind, each.axes, each.ranks), Traffic(each.kind, each.axes, each.ranks))
-            row.calls += round(each.calls * times)
-            row.bytes += each.bytes * times
         state = None if self.optimizer is None or other.optimizer is None else self.optimizer + times * other.optimizer
         return Found(
             self.parameters + times * other.parameters,
@@ -94,44 +100,82 @@ class Found:
             state,
             self.activations + times * other.activations,
             self.gathered + times * other.gathered,
-            list(rows.values()),
+            [_added(*each, times) for each in zip(self.traffic, other.traffic, strict=True)],
         )
+
+    def at(self, start: int, stop: int) -> Found:
+        """What these ranks hold, and the traffic as it is."""
+        held = {name: getattr(self, name) for name in HELD}
+        return Found(**{name: None if each is None else each[start:stop] for name, each in held.items()}, traffic=self.traffic)
 
     def plain(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        held = {"activations_bytes": round(self.activations), "gathered_bytes": round(self.gathered)}
-        return {"ranks": self.ranks(), **held, "traffic": [each.plain() for each in self.traffic if each.calls]}
+        rows = [({"pipe": place} if len(self.traffic) > 1 else {}) | t.plain() for place, each in enumerate(self.traffic) for t in each if t.calls]
+        return {"ranks": self.ranks(), "traffic": rows}
 
     def ranks(self) -> list[dict[str, Any]]:
         """Ranks that hold the same, with what they hold, the fullest first."""
-        columns = [self.parameters, self.gradients, self.parameters * 0 - 1 if self.optimizer is None else self.optimizer]
+        state = self.parameters * 0 - 1 if self.optimizer is None else self.optimizer
+        columns = [self.parameters, self.gradients, state, self.activations, self.gathered]
         kinds, which = numpy.unique(numpy.stack(columns, 1).round(), axis=0, return_inverse=True)
         rows = []
         for number in reversed(range(len(kinds))):
             members = numpy.flatnonzero(which.reshape(-1) == number)
-            held = dict(zip(("parameters_bytes", "gradients_bytes", "optimizer_bytes"), kinds[number].tolist(), strict=True))
+            held = {f"{name}_bytes": value for name, value in zip(HELD, kinds[number].tolist(), strict=True)}
             if self.optimizer is None:
                 held["optimizer_bytes"] = None
             rows.append({"first": int(members[0]), "last": int(members[-1]), "count": len(members), **held})
         return rows
 
 
+def _added(some: list[Traffic], more: list[Traffic], times: float) -> list[Traffic]:
+    rows = {(t.kind, t.axes, t.ranks): replace(t) for t in some}
+    for each in more:
+        row = rows.setdefault((each.kind, each.axes, each.ranks), Traffic(each.kind, each.axes, each.ranks))
+        row.calls += round(each.calls * times)
+        row.bytes += each.bytes * times
+    return list(rows.values())
+
+
 def run(plan: Plan, rank: int = 0) -> Found:
-    """What a step takes; what it sends is told for one rank. This process must have no process group.
+    """What a step takes; what is sent is told for one rank of each place of the pipe axis. This process must have no process group.
+
+    Args:
+        rank: within its place: from 0 to the ranks of one stage.
 
     Raises:
         RecipeError: the model's sizes don't allow the mesh, or options contradict each other.
     """
-    with _fake_ranks(plan.mesh.ranks, rank):
-        world, kinds = World(plan.mesh), _kinds(_skeleton(plan))
-        few = {kind: blocks[:2] for kind, blocks in kinds.items()}
-        least = _try(plan, world, few)
-        found = least
-        for kind, blocks in kinds.items():
-            if len(blocks) > 2:
-                more = _try(plan, world, few | {kind: blocks[:3]})
-                found = found.plus(more.plus(least, -1.0), len(blocks) - 2)
-        return found
+    if plan.mesh.pipe == 1:
+        with _fake_ranks(plan.mesh.ranks, rank):
+            return _whole(plan, World(plan.mesh))
+    size, places, known = plan.mesh.ranks // plan.mesh.pipe, [], {}
+    for place in range(plan.mesh.pipe):
+        with _fake_ranks(plan.mesh.ranks, place * size + rank):
+            world = World(plan.mesh)
+            kind = _stages(plan, world)
+            if kind not in known:
+                known[kind] = _try(plan, world, None)
+            found, activations = known[kind]
+            sent = Traffic("send", "pipe", plan.mesh.pipe, *formula.sends(plan, _skeleton(plan), place))
+            found = replace(found, activations=found.parameters * 0 + activations[place], traffic=[[*found.traffic[0], sent]])
+            places.append(found.at(place * size, (place + 1) * size))
+    columns = {name: [getattr(each, name) for each in places] for name in HELD}
+    held: dict[str, Any] = {n: None if any(each is None for each in column) else numpy.concatenate(column) for n, column in columns.items()}
+    return Found(**held, traffic=[each.traffic[0] for each in places])
+
+
+def _whole(plan: Plan, world: World) -> Found:
+    """Of ranks that each have all blocks."""
+    kinds = _kinds(_skeleton(plan))
+    few = {kind: blocks[:2] for kind, blocks in kinds.items()}
+    least, _ = _try(plan, world, few)
+    found = least
+    for kind, blocks in kinds.items():
+        if len(blocks) > 2:
+            more, _ = _try(plan, world, few | {kind: blocks[:3]})
+            found = found.plus(more.plus(least, -1.0), len(blocks) - 2)
+    return found
 
 
 @contextmanager
@@ -155,72 +199,87 @@ def _kinds(model: Any) -> dict[Any, list[int]]:
     """The numbers of the blocks that do the same."""
     found: dict[Any, list[int]] = {}
     for number, (block, windowed) in enumerate(zip(model.blocks, model.windowed, strict=True)):
-        shapes = tuple((name, tuple(value.shape)) for name, value in block.named_parameters())
-        found.setdefault((shapes, windowed), []).append(number)
+        found.setdefault((_shapes(block), windowed), []).append(number)
     return found
 
 
-def _few(plan: Plan, chosen: dict[Any, list[int]]) -> Any:
-    """The model with some of its blocks, on meta."""
+def _shapes(block: nn.Module) -> Any:
+    return tuple((name, tuple(value.shape)) for name, value in block.named_parameters())
+
+
+def _stages(plan: Plan, world: World) -> Any:
+    """What this rank's place along the pipe axis has, as places that do the same have it too."""
+    found = pipeline.Pipeline(_skeleton(plan), world, plan.parallel.pipe)
+    return tuple((stage.first, stage.last, tuple(map(_shapes, stage.blocks))) for stage in found.stages)
+
+
+def _few(plan: Plan, chosen: dict[Any, list[int]] | None) -> Any:
+    """The model with some of its blocks (None: all), on meta."""
     model = _skeleton(plan)
-    numbers = sorted(number for blocks in chosen.values() for number in blocks)
-    model.blocks = nn.ModuleList(model.blocks[number] for number in numbers)
-    model.windowed = [model.windowed[number] for number in numbers]
+    if chosen is not None:
+        numbers = sorted(number for blocks in chosen.values() for number in blocks)
+        model.blocks = nn.ModuleList(model.blocks[number] for number in numbers)
+        model.windowed = [model.windowed[number] for number in numbers]
     return model.train()
 
 
-def _filled(model: Any, mode: FakeTensorMode) -> Any:
+def _filled(model: Any, mode: AbstractContextManager[Any]) -> Any:
     with mode:
-        fill(model, {name: torch.empty(value.shape, dtype=value.dtype, device=device.device()) for name, value in tensors(model).items()}, None)
+        fill(model, {name: torch.zeros(value.shape, dtype=value.dtype, device=device.device()) for name, value in tensors(model).items()}, None)
     return model
 
 
-def _try(plan: Plan, world: World, chosen: dict[Any, list[int]]) -> Found:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    ones = Ones()
-    state = holds.state(plan.optim, _filled(_few(plan, chosen), ones), ones)
-    model = _filled(_few(plan, chosen), mode)
-    layout = spread(model, world, plan.parallel, dtype=plan.dtype)
+def _try(plan: Plan, world: World, chosen: dict[Any, list[int]] | None) -> tuple[Found, list[float]]:
+    """This rank's step, with some of the blocks (None: all); and by place along the pipe axis what activations would come to there."""
+    model = _few(plan, chosen)
+    small = sum(p.numel() for p in model.parameters()) <= SMALL
+    mode: Any = nullcontext() if small else FakeTensorMode(allow_non_fake_inputs=True)
+    state = _state(plan, _kinds(model))
+    budget = plan.compile and plan.parallel.remat == "budget"
+    options = plan.parallel.model_copy(update={"remat": "none"}) if budget else plan.parallel
+    layout = spread(_filled(model, mode), world, options, dtype=plan.dtype)
     if layout.columns is not None:
         layout.columns = Dealt(layout.columns.group, layout.columns.method)
     even(model)
-    held = Held(model)
-    steps = []
-    for count in (1, 2)[: plan.micro_batches]:
+    helds, traffic, count = [Held(root) for root in layout.roots], [], plan.micro_batches
+    batch = steps.batch(plan, world)
+    if layout.stages is not None:
+        count = len(layout.stages.even([batch] * count))
+    for number in (1, 2)[:count]:
         listener = Listener(world)
         with mode, listener:
-            _step(plan, layout, [_batch(plan, world) for _ in range(count)], held)
-        steps.append(Found(traffic=listener.traffic()))
+            steps.take(plan, layout, [batch] * number, helds)
+        traffic.append(Found(traffic=[listener.traffic()]))
         model.zero_grad(set_to_none=True)
-    found = steps[0] if plan.micro_batches == 1 else steps[0].plus(steps[1].plus(steps[0], -1.0), plan.micro_batches - 1)
+    found = traffic[0] if count == 1 else traffic[0].plus(traffic[1].plus(traffic[0], -1.0), count - 1)
     found.parameters = holds.parameters(model, world)
     found.gradients = holds.gradients(model, world, layout)
     found.optimizer = None if state is None else holds.own_state(state, model, world)
-    found.activations = held.bytes
-    found.gathered = holds.gathered(model, layout, plan.parallel, plan.dtype)
+    found.gathered = found.parameters * 0 + holds.gathered(model, layout, plan.parallel, plan.dtype)
+    share = plan.parallel.budget if budget else 1.0
+    kept = [share * held.bytes for held in helds]
+    if layout.stages is None:
+        found.activations = found.parameters * 0 + kept[0]
+        return found, kept
+    return found, steps.under_way(plan, layout.stages, batch, count, kept)
+
+
+_KNOWN: dict[str, holds.State | None] = {}
+
+
+def _state(plan: Plan, kinds: dict[Any, list[int]]) -> holds.State | None:
+    """The optimizers' state of a model of such blocks, tried with one of each kind; it doesn't depend on the mesh, so it is tried once."""
+    one = {kind: [number] for number, kind in enumerate(kinds)}
+    key = repr((plan.model, plan.vocabulary, plan.optim, one))
+    if key not in _KNOWN:
+        ones, first = Ones(), {kind: blocks[:1] for kind, blocks in _kinds(_skeleton(plan)).items() if kind in kinds}
+        _KNOWN[key] = holds.state(plan.optim, _filled(_few(plan, first), ones), ones)
+    tried = _KNOWN[key]
+    if tried is None:
+        return None
+    order = sorted(kinds, key=lambda kind: kinds[kind][0])
+    found = {name: entries for name, entries in tried.items() if not name.startswith("blocks.")}
+    for place, kind in enumerate(order):
+        own = {name.split(".", 2)[2]: entries for name, entries in tried.items() if name.startswith(f"blocks.{place}.")}
+        found |= {f"blocks.{number}.{name}": entries for number in kinds[kind] for name, entries in own.items()}
     return found
-
-
-def _step(plan: Plan, layout: Layout, batches: Sequence[Batch], held: Held) -> None:
-    """Forward and backward over micro-batches, in the order of train/engine.py."""
-    objective = plan.objective()
-    for number, batch in enumerate(batches, start=1):
-        layout.before_micro_batch(last=number == len(batches))
-        with torch.autocast(device.device().type, dtype=plan.dtype, enabled=plan.dtype != torch.float32), held:
-            with unset_fake_temporarily():
-                batch = layout.cut(objective.before(batch))
-            outputs = layout.model(batch)
-            terms = objective(outputs, batch)
-            terms.terms |= outputs.terms.terms
-        torch.stack([term.sum.float() * term.scale for _, term in terms if term.scale]).sum().backward()
-    layout.after_micro_batches()
-    layout.norm([p for p in layout.model.parameters() if p.requires_grad])
-
-
-def _batch(plan: Plan, world: World) -> Batch:
-    """A rank's rows of a micro-batch, each one document: real tensors, few and small."""
-    with unset_fake_temporarily():
-        rows = max(1, -(-plan.rows // world.count(*ROWS)))
-        tokens = torch.zeros(rows, plan.length, dtype=torch.int64)
-        positions = torch.arange(plan.length).expand(rows, -1).contiguous()
-        return Batch(tokens, positions, torch.ones_like(tokens), tokens.clone(), {"next_token": torch.ones(rows, plan.length)})

@@ -94,10 +94,10 @@ def state(choices: list[Choice], model: nn.Module, mode: Ones) -> State | None:
 
 
 def by_rank(model: nn.Module, world: World) -> dict[str, numpy.ndarray[Any, Any]]:
-    """How many elements of each parameter each rank holds: int64 [ranks]."""
+    """How many elements of each parameter of this place of the pipe axis each rank holds: int64 [ranks]."""
     routed: set[int] = {id(p) for product in products(model) for p in product.parameters()}
     ordinary, folded = _coordinates(world, AXES), _coordinates(world, FOLDED)
-    return {name: _elements(p, folded if id(p) in routed else ordinary, world.mesh.ranks) for name, p in model.named_parameters()}
+    return {name: _elements(p, folded if id(p) in routed else ordinary, world.mesh.ranks) for name, p in model.named_parameters() if not p.is_meta}
 
 
 def _coordinates(world: World, view: tuple[str, ...]) -> dict[str, numpy.ndarray[Any, Any]]:
@@ -132,7 +132,7 @@ def gradients(model: nn.Module, world: World, layout: Layout) -> numpy.ndarray[A
     """Bytes of gradients of each rank between micro-batches: like the parameters', or whole until the last where they are sharded only then."""
     if not layout.unsharded:
         return parameters(model, world)
-    return numpy.full(world.mesh.ranks, sum(_within(p) for p in model.parameters()))
+    return numpy.full(world.mesh.ranks, sum(_within(p) for p in model.parameters() if not p.is_meta))
 
 
 def own_state(state: State, model: nn.Module, world: World) -> numpy.ndarray[Any, Any]:
@@ -146,12 +146,14 @@ def own_state(state: State, model: nn.Module, world: World) -> numpy.ndarray[Any
 
 def gathered(model: Any, layout: Layout, options: Parallel, dtype: torch.dtype) -> float:
     """Bytes of parameters put together for use, beside the shards: the rest's and two blocks', or all where they stay so for a step."""
-    if not any(isinstance(p, DTensor) and "shard" in (p.device_mesh.mesh_dim_names or ()) for p in model.parameters()):
+    held = [p for p in model.parameters() if not p.is_meta]
+    if not any(isinstance(p, DTensor) and "shard" in (p.device_mesh.mesh_dim_names or ()) for p in held):
         return 0.0
     travel = dtype.itemsize / 4 if options.gather == "compute" else 1.0
-    blocks = [sum(_within(p) for p in block.parameters()) for block in model.blocks]
-    whole = sum(_within(p) for p in model.parameters())
-    return travel * (whole if layout.gathered else whole - sum(blocks) + 2 * max(blocks))
+    blocks = [sum(_within(p) for p in block.parameters() if not p.is_meta) for block in model.blocks]
+    whole = sum(_within(p) for p in held)
+    kept = layout.gathered or layout.stages is not None
+    return travel * (whole if kept else whole - sum(blocks) + 2 * max(blocks))
 
 
 def _within(parameter: Any) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bessemer.core import device
 from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import Mesh
 from bessemer.core.recipe import Recipe, Stage
@@ -61,6 +62,7 @@ def _plan(recipe: Recipe, stage: Stage, ranks: int | None) -> dry.Plan:
         rows=spend.micro_batch,
         length=length,
         micro_batches=spend.rows // spend.micro_batch,
+        compile=device.can_compile() if o["compile"] == "auto" else o["compile"],
     )
 
 
@@ -71,9 +73,6 @@ def _mesh(sizes: dict[str, int], ranks: int | None) -> Mesh:
         mesh = Mesh.of(sizes | {"data": ranks // mesh.ranks})
     if ranks is not None and mesh.ranks != ranks:
         raise RecipeError(f"{mesh.describe()} takes {mesh.ranks} ranks, and {ranks} are asked for", key="mesh", mend="leave mesh.data open")
-    if mesh.pipe > 1:
-        mend = f"try one stage alone: mesh.pipe=1, a {mesh.pipe}th of the depth and of the ranks"
-        raise RecipeError("a dry run can't follow stages through their schedule", key="mesh.pipe", mend=mend)
     return mesh
 
 
@@ -94,19 +93,19 @@ def text(found: dict[str, Any]) -> str:
         lines += [
             f"{name}: {stage['mesh']}, {stage['micro_batches']} micro-batches a step",
             "",
-            "  ranks               parameters   gradients   optimizer",
+            "  ranks               parameters   gradients   optimizer activations    gathered",
         ]
         for row in stage["ranks"]:
             which = f"{row['count']:,} of {row['first']}-{row['last']}"
-            sizes = (row["parameters_bytes"], row["gradients_bytes"], row["optimizer_bytes"])
+            sizes = [row[f"{each}_bytes"] for each in ("parameters", "gradients", "optimizer", "activations", "gathered")]
             lines.append(f"  {which:<18} " + " ".join(f"{size(each):>11}" for each in sizes))
-        lines += [
-            "",
-            f"  activations of a micro-batch {size(stage['activations_bytes'])}, parameters gathered for use {size(stage['gathered_bytes'])}",
-            "",
-        ]
-        lines.append("  each rank sends, a step     along                 ranks    calls       bytes")
-        lines += [f"  {t['kind']:<27} {t['axes']:<20} {t['ranks']:>6} {t['calls']:>8,} {size(t['bytes']):>11}" for t in stage["traffic"]]
+        lines += ["", "  each rank sends, a step     along                 ranks    calls       bytes"]
+        place = 0
+        for t in stage["traffic"]:
+            if t.get("pipe", 0) != place:
+                place = t["pipe"]
+                lines.append(f"  at place {place} of the pipe axis")
+            lines.append(f"  {t['kind']:<27} {t['axes']:<20} {t['ranks']:>6} {t['calls']:>8,} {size(t['bytes']):>11}")
     return "\n".join(lines)
 
 

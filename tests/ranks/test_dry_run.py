@@ -14,7 +14,7 @@ from bessemer.core.mesh import Mesh, World
 from bessemer.core.registry import choose
 from bessemer.models.transfer import parameter_roles
 from bessemer.parallel.order import Parallel, spread
-from bessemer.plan import dry
+from bessemer.plan import dry, step
 from bessemer.plan.held import Held
 from bessemer.plan.traffic import Listener
 from bessemer.train import optimizers
@@ -50,7 +50,7 @@ def measured(*case: Any) -> dict[str, Any]:
     layout = spread(model, world, tried.parallel)
     held, listener = Held(model), Listener(world)
     with listener:
-        dry._step(tried, layout, [dry._batch(tried, world) for _ in range(tried.micro_batches)], held)
+        step.take(tried, layout, [step.batch(tried, world)] * tried.micro_batches, [held])
     moving = optimizers.build(model, tried.optim, parameter_roles(model))
     moving.step()
     states = [each for optimizer in moving.optimizers for entries in optimizer.state.values() for each in entries.values()]
@@ -71,14 +71,16 @@ def name(case: Any) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=name)
-def test_bytes_are_those_of_real_ranks(ranks, case):
+@pytest.mark.parametrize("small", [0, dry.SMALL], ids=["without memory", "with memory"])
+def test_bytes_are_those_of_real_ranks(ranks, monkeypatch, case, small):
+    monkeypatch.setattr(dry, "SMALL", small)
     mesh = Mesh.of(case[0])
     found = dry.run(plan(*case))
     real = ranks(measured, *case, count=mesh.ranks)
     assert found.parameters.tolist() == [each["parameters"] for each in real]
     assert found.optimizer.tolist() == [each["optimizer"] for each in real]
-    assert {(t.kind, t.axes): (t.calls, round(t.bytes)) for t in found.traffic if t.calls} == real[0]["traffic"]
-    assert found.activations == real[0]["activations"]
+    assert {(t.kind, t.axes): (t.calls, round(t.bytes)) for t in found.traffic[0] if t.calls} == real[0]["traffic"]
+    assert found.activations[0] == real[0]["activations"]
 
 
 def test_experts_are_shared_out_as_on_real_ranks(ranks):
@@ -87,7 +89,7 @@ def test_experts_are_shared_out_as_on_real_ranks(ranks):
     real = ranks(measured, *case, count=4)
     assert found.parameters.tolist() == [each["parameters"] for each in real]
     assert found.optimizer.tolist() == [each["optimizer"] for each in real]
-    calls = {(t.kind, t.axes): t.calls for t in found.traffic}
+    calls = {(t.kind, t.axes): t.calls for t in found.traffic[0]}
     assert calls == {key: calls for key, (calls, _) in real[0]["traffic"].items()}
     assert calls["all-to-all", "expert"] == 3 * (1 + 2 + 2)  # counts, and rows there and back, forward and backward
 
