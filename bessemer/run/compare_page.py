@@ -39,6 +39,7 @@ def write(out: Path, table: dict[str, Any], variants: list[Variant]) -> None:
         *(f"<p>{html.escape(line)}</p>" for line in explained(table)),
         html.table([*HEAD, LAST], cells(table), numeric=range(2, len(HEAD))),
         *([html.table(*helped(table), numeric=range(1, 99))] if helped(table)[1] else []),
+        *(html.table(*law(row), numeric=range(1, 99)) for row in lawful(table)),
         html.pictures(pictures),
     ]
     files.write(out / "compare.html", html.page(f"{table['recipe']}, compared", body))
@@ -93,6 +94,19 @@ def helped(table: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
+def lawful(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """The variants whose mix estimated what each source's text does to each loss."""
+    return [row for row in table["variants"] if row.get("law")]
+
+
+def law(row: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """One variant's estimate as a table: a loss a row, a source's text a column."""
+    names = list(row["law"])
+    return [f"{row['name']}, loss of", *(f"text of {name}" for name in names)], [
+        [of, *(f"{row['law'][of][name]:+.3f}" for name in names)] for of in names
+    ]
+
+
 def text(table: dict[str, Any]) -> str:
     """The table for a terminal; columns in which there is nothing are left out."""
     from rich.console import Console
@@ -108,14 +122,18 @@ def text(table: dict[str, Any]) -> str:
         shown.add_row(*(row[place] for place in kept))
     out = io.StringIO()
     Console(file=out, width=190).print(shown)
-    head, parts = helped(table)
-    if parts:
-        who = Table(box=None, pad_edge=False, header_style="bold", title="who was helped: of losses and bits, less is better", title_justify="left")
+    titles = (
+        "who was helped: of losses and bits, less is better",
+        *(f"{row['name']}: how much whose text lowers whose loss" for row in lawful(table)),
+    )
+    for title, (head, parts) in zip(titles, [helped(table), *(law(row) for row in lawful(table))], strict=True):
+        small = Table(box=None, pad_edge=False, header_style="bold", title=f"\n{title}", title_justify="left")
         for place, column in enumerate(head):
-            who.add_column(column, justify="right" if place else "left", no_wrap=True)
-        for row in parts:
-            who.add_row(*row)
-        Console(file=out, width=190).print(who)
+            small.add_column(column, justify="right" if place else "left", no_wrap=True)
+        for cells_of_row in parts:
+            small.add_row(*cells_of_row)
+        if parts:
+            Console(file=out, width=190).print(small)
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
     return "\n".join([*lines, "", *explained(table), f"look at    {table['folder']}/compare.html"])
 

@@ -77,6 +77,7 @@ def row(variant: Variant) -> dict[str, Any]:
     more = {"interval": half_width(finals), "final_by_seed": finals, "folders": variant.folders, "failed": variant.failed}
     parts = [curve.parts() for curve in variant.curves]
     out["parts"] = {name: mean(each[name] for each in parts) for name in (parts[0] if parts else ()) if all(name in each for each in parts)}
+    out["law"] = variant.curves[0].law() if variant.curves else {}
     return out | more | {"spread": stdev(finals) if len(finals) > 1 else None}
 
 

@@ -52,6 +52,7 @@ class Curve:
         evaluations: lines of held-out measures.
         samples: lines of text written by the model on the way.
         events: lines of the guard.
+        mixes: lines of shares that changed while training.
         timed: seconds by what they went to, over the whole training.
     """
 
@@ -60,6 +61,7 @@ class Curve:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
+    mixes: list[dict[str, Any]] = field(default_factory=list)
     timed: dict[str, float] = field(default_factory=dict)
 
     def column(self, name: str) -> tuple[list[float], list[float]]:
@@ -82,6 +84,11 @@ class Curve:
         """Each evaluation line that measured held-out text, with the mean bits per byte over domains."""
         found = [(line, domain_scores(line["evaluation"])) for line in self.evaluations]
         return [(line, sum(scores.values()) / len(scores)) for line, scores in found if scores]
+
+    def law(self) -> dict[str, dict[str, float]]:
+        """Whose loss -> whose text -> how much it lowers the loss, as a mix estimated it last; empty where none did."""
+        found = [table for line in self.mixes for table in (line.get("law") or {}).values() if table]
+        return found[-1] if found else {}
 
     def parts(self) -> dict[str, float]:
         """What is lower the better by domain and by task: the last held-out bits per byte of each domain, and each term's mean over the last twentieth."""
@@ -157,7 +164,13 @@ def read_metrics(stage: str, file: Path) -> Curve:
             continue
         for name, seconds in (line.get("time") or {}).items():
             curve.timed[name] = curve.timed.get(name, 0.0) + seconds
-        for key, lines in (("evaluation", curve.evaluations), ("sample", curve.samples), ("guard", curve.events), ("loss", curve.steps)):
+        for key, lines in (
+            ("evaluation", curve.evaluations),
+            ("sample", curve.samples),
+            ("guard", curve.events),
+            ("mix", curve.mixes),
+            ("loss", curve.steps),
+        ):
             if key in line:
                 lines.append(line)
                 break

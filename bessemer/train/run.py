@@ -177,7 +177,10 @@ class Run:
         """Lets mixes that change while the model trains, and cooldowns, see where the run stands; new shares are written down."""
         for task in self.source.follow(self.progress, self.held_out_losses):
             loader = self.source.feeds[task].loader
-            self.metrics.write({"step": self.progress.step + 1, "mix": {task: dict(zip(loader.names, loader.pieces.shares[-1], strict=True))}})
+            line = {"step": self.progress.step + 1, "mix": {task: dict(zip(loader.names, loader.pieces.shares[-1], strict=True))}}
+            if hasattr(loader.online, "law_by_name"):
+                line["law"] = {task: loader.online.law_by_name()}
+            self.metrics.write(line)
 
     def held_out_losses(self, task: str) -> dict[str, float]:
         """Nats per token of a task's domains, each on its first held-out documents, under the model as it is; every rank gets the same."""

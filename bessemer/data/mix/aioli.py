@@ -95,6 +95,12 @@ class Aioli:
         self.shares = self._named(self.odds if self.probe < 0 else self._favouring(self.probe % len(self.names)))
         return self.shares
 
+    def law_by_name(self) -> dict[str, dict[str, float]]:
+        """Whose loss -> whose text -> how much the text lowers the loss, as estimated so far; empty before the first round's probes are done."""
+        if self.law is None:
+            return {}
+        return {of: dict(zip(self.names, row, strict=True)) for of, row in zip(self.names, self.law.tolist(), strict=True)}
+
     def _favouring(self, number: int) -> np.ndarray[Any, Any]:
         odds = np.full(len(self.names), (1 - self.favour) / len(self.names))
         odds[number] += self.favour

@@ -159,6 +159,7 @@ def test_aioli_finds_the_law_it_is_given():
     assert len(asked) == 2 * 3 + 1
     wanted = law / np.abs(law).sum() * 3
     np.testing.assert_allclose(made.law, wanted, rtol=1e-6, atol=1e-9)
+    assert made.law_by_name()["a"]["b"] == pytest.approx(wanted[0, 1])
     odds = np.exp(0.7 * wanted.sum(0))
     assert [shares[name] for name in names] == pytest.approx((odds / odds.sum()).tolist())
 

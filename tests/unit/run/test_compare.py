@@ -169,6 +169,8 @@ def test_who_helped_whom_is_told_by_domain_and_task(toy, capsys):
         assert (base, other) == (f"{by['lr=0.5']:.4f}", f"{by['lr=2.0'] - by['lr=0.5']:+.4f}")
     assert [name for name, _, _ in parts] == ["code (held-out)", "prose (held-out)", "next_token", "z_loss"]
     assert "who was helped" in compare_page.text(table | {"folder": "a"})
+    table["variants"][0]["law"] = {"code": {"code": 0.5, "prose": -0.25}, "prose": {"code": 0.0, "prose": 1.0}}
+    assert "-0.250" in compare_page.text(table | {"folder": "a"})
     made = Curve("x")
     made.steps = [{"step": n, "tokens": n, "terms": {"text/next_token": 9.0 - n} | ({"masked/mae": 1.0} if n % 2 else {})} for n in range(8)]
     assert made.parts() == {"text/next_token": 2.0, "masked/mae": 1.0}
