@@ -27,6 +27,13 @@ def local(value: Tensor) -> Tensor:
     return value._local_tensor if isinstance(value, DTensor) else value
 
 
+def alike(piece: Tensor, value: Tensor) -> Tensor:
+    """This rank's piece of a tensor that is cut as `value` is."""
+    if not isinstance(value, DTensor):
+        return piece
+    return DTensor.from_local(piece, value.device_mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride())
+
+
 def pieces(value: Tensor) -> int:
     """Into how many pieces it is cut; ranks that hold the same piece not counted."""
     count = 1

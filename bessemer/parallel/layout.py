@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,6 +113,17 @@ class Layout:
             norms = torch.stack(torch._foreach_norm(gradients)).double()
             square = square.to(norms.device) + norms.square().sum() / holders
         return self.world.sum(square, *AXES).sqrt().float()
+
+    def inner(self, pieces: Sequence[int], a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+        """The inner product of two lists of tensors over all ranks; for layouts without stages.
+
+        Args:
+            pieces: for each, into how many pieces it is cut.
+            a, b: this rank's pieces.
+        """
+        found = [torch.sum(one.double() * other.double()) * count for count, one, other in zip(pieces, a, b, strict=True)]
+        total = torch.stack(found).sum() if found else torch.zeros((), dtype=torch.float64, device=device.device())
+        return float(self.world.sum(total, *AXES)) / self.world.mesh.ranks
 
     def clip(self, parameters: list[nn.Parameter], limit: float, norm: Tensor) -> None:
         """Scales the gradient so that its norm is at most `limit`."""

@@ -29,6 +29,7 @@ class Parallel(pydantic.BaseModel):
         cuts: where stages of a pipeline begin: by costs "counted" or "measured", or the first block of each but the first (parallel/cost.py).
         pieces: in how many pieces activations travel along tensor, so that one travels while another is computed (parallel/overlap.py).
         remat: which activations are computed again in the backward pass: "none", "full", "selective" or "budget" (parallel/remat.py).
+        keep: the kinds of operators whose results "selective" keeps: "products", "attention", "experts" and "collectives".
         budget: the share of the activations' memory that "budget" may use.
         gather: whether parameters travel in the type of the matrix products ("compute") or in their own ("own").
     """
@@ -43,6 +44,7 @@ class Parallel(pydantic.BaseModel):
     cuts: cost.Cuts = "counted"
     pieces: int = pydantic.Field(default=1, ge=1)
     remat: remats.Remat = "none"
+    keep: list[remats.Kind] = ["products", "attention", "experts", "collectives"]
     budget: float = pydantic.Field(default=0.5, ge=0.0, le=1.0)
     gather: str = pydantic.Field(default="own", pattern="^(own|compute)$")
 
@@ -76,7 +78,7 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
         layout.parts |= expert.apply(model, world)
     if world.count("context") > 1:
         layout.columns = Axis(world.group("context"), options.context)
-    remats.apply((block for chain in chains for block in chain), options.remat, options.budget, compile)
+    remats.apply((block for chain in chains for block in chain), options.remat, options.keep, options.budget, compile)
     if compile:
         native_attention.prepare()
         for block in (block for block in model.blocks if any(block in chain for chain in chains)):

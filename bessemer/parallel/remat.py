@@ -1,7 +1,8 @@
 """Activations computed again in the backward pass instead of held: all of a block's, all but the costly ones, or what a budget asks for.
 
 full       a block keeps its input alone, and its forward pass is taken again (Chen et al. 2016)
-selective  results of matrix products, attention and collectives are kept, the cheap rest is computed again (Korthikanti et al. 2022)
+selective  results of matrix products, attention, experts and collectives are kept, or of those kinds that are named, and the cheap rest is
+           computed again (Korthikanti et al. 2022)
 budget     the compiler keeps what fits a share of the memory that keeping everything would take, and saves the most time with it
 """
 
@@ -16,29 +17,42 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from bessemer.core.errors import RecipeError
+from bessemer.models.layers import grouped, native_attention
 
 Remat = Literal["none", "full", "selective", "budget"]
 
-KEPT = {
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops._c10d_functional.all_gather_into_tensor.default,
-    torch.ops._c10d_functional.reduce_scatter_tensor.default,
-    torch.ops._c10d_functional.all_reduce.default,
-    torch.ops._c10d_functional.all_to_all_single.default,
+
+def _operator(custom: Any) -> Any:
+    return custom._opoverload
+
+
+Kind = Literal["products", "attention", "experts", "collectives"]
+
+KEPT: dict[Kind, set[Any]] = {
+    "products": {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default},
+    "attention": {
+        torch.ops.aten._scaled_dot_product_flash_attention.default,
+        torch.ops.aten._scaled_dot_product_efficient_attention.default,
+        torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+        _operator(native_attention._forward),
+    },
+    "experts": {_operator(grouped._product)},
+    "collectives": {
+        torch.ops._c10d_functional.all_gather_into_tensor.default,
+        torch.ops._c10d_functional.reduce_scatter_tensor.default,
+        torch.ops._c10d_functional.all_reduce.default,
+        torch.ops._c10d_functional.all_to_all_single.default,
+    },
 }
-"""What is too costly to be computed twice."""
+"""The operators whose results "selective" may keep: what is costly to compute twice."""
 
 
-def apply(blocks: Iterable[Any], how: Remat, budget: float, compile: bool) -> None:
+def apply(blocks: Iterable[Any], how: Remat, keep: Iterable[Kind], budget: float, compile: bool) -> None:
     """Lets blocks forget activations, in place.
 
     Args:
+        keep: for "selective": the kinds of operators whose results are kept.
         budget: for "budget": the share of the activations' memory that may be used, from 0 to 1.
         compile: whether the blocks will be compiled.
 
@@ -50,7 +64,8 @@ def apply(blocks: Iterable[Any], how: Remat, budget: float, compile: bool) -> No
             raise RecipeError("a memory budget is solved by the compiler, and nothing is compiled", key="parallel.remat", mend='remat = "selective"')
         torch._functorch.config.activation_memory_budget = budget  # type: ignore[attr-defined]
     elif how != "none":
-        more: dict[str, Any] = {} if how == "full" else {"context_fn": partial(create_selective_checkpoint_contexts, _policy)}
+        kept = {operator for kind in keep for operator in KEPT[kind]}
+        more: dict[str, Any] = {} if how == "full" else {"context_fn": partial(create_selective_checkpoint_contexts, partial(_policy, kept))}
         for block in blocks:
             block.forward = partial(_again, block, type(block).forward, more)
 
@@ -61,5 +76,5 @@ def _again(block: nn.Module, forward: Any, more: dict[str, Any], *given: Any) ->
     return checkpoint(forward, block, *given, use_reentrant=False, preserve_rng_state=False, **more)
 
 
-def _policy(context: Any, op: Any, *args: Any, **options: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+def _policy(kept: set[Any], context: Any, op: Any, *args: Any, **options: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in kept else CheckpointPolicy.PREFER_RECOMPUTE

@@ -26,7 +26,12 @@ class AGVM:
         reference: the module whose variance is the measure.
         memory: how much of the last estimate stays.
         most: the largest factor, and one over the smallest.
+
+    Attributes:
+        whole: sketches are of whole gradients, so no rank may hold a piece only.
     """
+
+    whole = True
 
     def __init__(self, *, reference: str = "blocks", memory: float = 0.97, most: float = 5.0) -> None:
         self.reference, self.memory, self.most = reference, memory, most

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from bessemer.core import rng
@@ -26,7 +28,7 @@ class Projection(Stateless):
         """The sum of the projected gradients."""
         changed = []
         for each in tasks:
-            mine = Gradient(each.task, each.loss, [None if part is None else part.clone() for part in each.parts], each.names)
+            mine = replace(each, parts=[None if part is None else part.clone() for part in each.parts])
             others = sorted(
                 (other for other in tasks if other is not each), key=lambda o: rng.key(self.seed, "turn", each.task, o.task, repr(o.loss))
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bessemer.core import device
@@ -25,13 +26,13 @@ class Conflict:
         times: how often over the whole run.
 
     Raises:
-        RecipeError: micro-batches are mixed or gradients lie on several ranks.
+        RecipeError: micro-batches are mixed, or pass through stages of a pipeline.
     """
 
     def __init__(self, run: Run, *, times: int = 5) -> None:
-        if not run.world.alone or "mixed" in run.engine.objectives:
-            problem = "each task's own gradient is wanted, on one process and with micro-batches of one task each"
-            raise RecipeError(problem, key="hooks.conflict", mend="leave the hook out, or set mixed = false")
+        if run.world.count("pipe") > 1 or "mixed" in run.engine.objectives:
+            problem = "each task's own gradient is wanted, with all layers at hand and micro-batches of one task each"
+            raise RecipeError(problem, key="hooks.conflict", mend="leave the hook out, or set mixed = false and mesh.pipe = 1")
         self.run, self.times = run, 1 if run.work.smoke else times
 
     def due(self, report: Report) -> bool:
@@ -48,7 +49,7 @@ class Conflict:
             spans.append(time.perf_counter() - start)
             return result
 
-        found, _ = gradients(timed, self.run.model, report.batches)
+        found, _ = gradients(timed, self.run.engine.layout, report.batches)
         self.run.optimizers.zero_grad()
         names = shared(found)
         tasks = [each.task for each in found]
@@ -69,7 +70,7 @@ def cosine(a: Gradient, b: Gradient, names: set[str]) -> float:
     """The cosine of two gradients on the parameters named."""
 
     def only(each: Gradient) -> Gradient:
-        return Gradient(each.task, each.loss, [p if n in names else None for n, p in zip(each.names, each.parts, strict=True)], each.names)
+        return replace(each, parts=[p if n in names else None for n, p in zip(each.names, each.parts, strict=True)])
 
     first, second = only(a), only(b)
     return first.dot(second) / max(first.norm() * second.norm(), 1e-30)
