@@ -148,7 +148,7 @@ def adamw(p: Tensor, g: Tensor, first: Packed, second: Packed, numbers: list[flo
         p, g: float32 and contiguous, on the processor; anything else is left to the caller.
         numbers: 1 - b1, 1 - b2, sqrt(1 - b2^t), epsilon, 1 - rate times decay, and minus the rate over 1 - b1^t.
     """
-    library = _native.library() if p.is_cpu else None
+    library = _native.library() if type(p) in (Tensor, torch.nn.Parameter) and p.is_cpu else None
     if library is None or not all(t.dtype == torch.float32 and t.is_contiguous() for t in (p, g)):
         return False
     tables = [_Table(*(t.data_ptr() for t in (level.table, level.candidates, level.thresholds))) for level in map(_levels_of, (first, second))]

@@ -74,7 +74,7 @@ def _fits(product: Product) -> bool:
     rows = all(t.stride(1) == 1 for t in tensors[2:])
     return (
         rows
-        and all(t.is_cpu and t.dtype == torch.float32 for t in tensors)
+        and all(type(t) in (Tensor, torch.nn.Parameter) and t.is_cpu and t.dtype == torch.float32 for t in tensors)
         and all(1 in t.stride() for t in tensors[:2])
         and product.a.shape[0] * product.a.shape[1] * product.b.shape[1] >= ENOUGH
     )
