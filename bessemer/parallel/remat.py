@@ -49,7 +49,7 @@ KEPT: dict[Kind, set[Any]] = {
 
 
 def apply(blocks: Iterable[Any], how: Remat, keep: Iterable[Kind], budget: float, compile: bool) -> None:
-    """Lets blocks forget activations, in place.
+    """Lets blocks forget activations, in place; `kept` are then the operators whose results a block holds on to.
 
     Args:
         keep: for "selective": the kinds of operators whose results are kept.
@@ -67,6 +67,7 @@ def apply(blocks: Iterable[Any], how: Remat, keep: Iterable[Kind], budget: float
         kept = {operator for kind in keep for operator in KEPT[kind]}
         more: dict[str, Any] = {} if how == "full" else {"context_fn": partial(create_selective_checkpoint_contexts, partial(_policy, kept))}
         for block in blocks:
+            block.kept = kept if how == "selective" else set()
             block.forward = partial(_again, block, type(block).forward, more)
 
 

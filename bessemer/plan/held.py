@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from bessemer.core import shards
 from bessemer.core.mesh import AXES, FOLDED, World
@@ -34,7 +36,11 @@ class Ones(FakeTensorMode):
 
 
 class Held:
-    """Counts what autograd keeps while it is entered; each memory once, parameters aside, only the first time."""
+    """Counts what a forward pass keeps while it is entered; each memory once, parameters aside, only the first time.
+
+    What autograd saves is told by its hooks. Blocks that forget all but the results of some operators (parallel/remat.py) hold these
+    elsewhere, so they are noted as they are made.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.bytes = 0
@@ -44,9 +50,13 @@ class Held:
         for module in model.modules():
             if next(module.parameters(recurse=False), None) is not None:
                 module.register_forward_pre_hook(self._note)
+            if getattr(module, "kept", None):
+                mode = _Results(module.kept, self)  # type: ignore[arg-type]
+                module.register_forward_pre_hook(mode.begin)
+                module.register_forward_hook(mode.end)
 
     def __enter__(self) -> Held:
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept)
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self.note, lambda kept: kept)
         self._hooks.__enter__()
         return self
 
@@ -60,10 +70,33 @@ class Held:
     def _note(self, module: nn.Module, given: Any) -> None:
         self._parameters |= {_storage(p) for p in module.parameters(recurse=False)}
 
-    def _pack(self, kept: Tensor) -> Tensor:
+    def note(self, kept: Tensor) -> Tensor:
+        """Counts a tensor."""
         if not self._done:
             self._seen[_storage(kept)] = kept
         return kept
+
+
+class _Results(TorchDispatchMode):
+    """Notes the results of some operators inside a module."""
+
+    def __init__(self, kept: set[Any], held: Held) -> None:
+        super().__init__()
+        self.kept, self.held = kept, held
+
+    def begin(self, module: nn.Module, given: Any) -> None:
+        self.__enter__()
+
+    def end(self, module: nn.Module, given: Any, found: Any) -> None:
+        self.__exit__(None, None, None)
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        found = function(*arguments, **(keywords or {}))
+        if function in self.kept:
+            for each in tree_iter(found):
+                if isinstance(each, Tensor):
+                    self.held.note(each)
+        return found
 
 
 def _storage(tensor: Tensor) -> int:

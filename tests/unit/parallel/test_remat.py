@@ -9,6 +9,7 @@ from bessemer.core.batch import Batch
 from bessemer.core.mesh import World
 from bessemer.models.families.decoder import Decoder
 from bessemer.parallel.order import Parallel, spread
+from bessemer.plan.held import Held
 
 ROWS, LENGTH, WIDTH, HEADS, KV, SIZE, FFN = 2, 32, 64, 4, 4, 16, 96
 SHAPE = {"width": WIDTH, "heads": HEADS, "kv_heads": KV, "head_size": SIZE, "ffn": FFN, "qk_norm": "none"}
@@ -62,6 +63,18 @@ def test_what_is_held_is_what_was_to_be_kept():
     assert a_block({"remat": "selective", "keep": ["products"]}) == entry + products
     assert a_block({"remat": "selective"}) == entry + attention + products
     assert a_block({}) > 1.5 * a_block({"remat": "selective"})
+
+
+@pytest.mark.parametrize("how", [{}, {"remat": "full"}, {"remat": "selective"}, {"remat": "selective", "keep": ["attention"]}], ids=str)
+def test_a_dry_run_counts_what_is_held(how):
+    found = {}
+    for depth in (2, 4):
+        model = made(depth, how)
+        counter = Held(model)
+        with counter:
+            loss(model)
+        found[depth] = counter.bytes
+    assert (found[4] - found[2]) / 2 == a_block(how)
 
 
 def test_results_of_experts_are_kept():
