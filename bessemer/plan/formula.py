@@ -74,11 +74,22 @@ def _parameters(plan: Plan, model: Any) -> tuple[float, float]:
         if own and shape[0] % n and shape[1] % n == 0:
             shape = [shape[1], shape[0], *shape[2:]]
         piece = -(-shape[0] // n) * math.prod(shape[1:])
-        gathers = (2 * steps if in_block else steps) if shard == "full" else 1
+        gathers = (2 * steps if in_block else steps) if shard in ("full", "levels") else 1
         scatters = 1 if shard == "state" else steps
+        if shard == "levels":  # inside pairs and nodes as often as with "full", over them once
+            pair, node = _sets(plan, n)
+            data += NUMBER * n * piece * (moved(pair) * gathers + moved(node) * scatters + moved(n // pair) / pair + moved(n // node) / node)
+            replica += 2 * moved(mesh.replica) * NUMBER * piece
+            continue
         data += moved(n) * NUMBER * n * piece * (gathers + scatters)
         replica += 2 * moved(mesh.replica) * NUMBER * piece * scatters
     return data, replica
+
+
+def _sets(plan: Plan, ranks: int) -> tuple[int, int]:
+    """How many of these ranks share out parameters, and gradients, as parallel/data.py divides them."""
+    pair = math.gcd(plan.parallel.pair, ranks)
+    return pair, pair * math.gcd(plan.parallel.node // plan.parallel.pair, ranks // pair)
 
 
 def _shapes(plan: Plan, model: Any) -> list[tuple[list[int], bool, bool]]:
@@ -91,6 +102,7 @@ def _shapes(plan: Plan, model: Any) -> list[tuple[list[int], bool, bool]]:
             shape, axes = list(parameter.shape), getattr(module, "axes", {}).get(name, ())
             if id(parameter) in own:
                 shape[0] //= plan.mesh.expert
+                shape = [size // plan.mesh.expert_tensor if axis == "ffn" else size for size, axis in zip(shape, axes, strict=True)]
             else:
                 shape = [-(-size // plan.mesh.tensor) if axis in CUT else size for size, axis in zip(shape, axes, strict=False)]
             found.setdefault(id(parameter), (shape, id(parameter) in inside, id(parameter) in own))
@@ -166,12 +178,12 @@ def _alike(plan: Plan, model: Any) -> float:
 
 def _expert(plan: Plan, model: Any) -> float:
     """Rows to their experts and back, forward and backward, and how many they are."""
-    ranks, total = plan.mesh.expert, 0.0
+    ranks, total = plan.mesh.expert * plan.mesh.expert_tensor, 0.0
     if ranks == 1:
         return 0.0
     for layer in mixtures(model).values():
-        rows = NUMBER * _rows(plan) * _columns(plan) * layer.real * model.options["width"]
-        total += moved(ranks) * (4 * rows + 8 * layer.count)
+        rows = NUMBER * _rows(plan) * _columns(plan) * layer.real * model.options["width"] * plan.mesh.expert_tensor  # to each that shares them
+        total += moved(ranks) * (4 * rows + 8 * layer.count * plan.mesh.expert_tensor)
     return plan.micro_batches * total
 
 

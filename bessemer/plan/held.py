@@ -18,6 +18,7 @@ from bessemer.core.registry import Choice
 from bessemer.models.transfer import parameter_roles
 from bessemer.parallel.expert import products
 from bessemer.parallel.layout import Layout
+from bessemer.parallel.levels import Levels
 from bessemer.parallel.order import Parallel
 from bessemer.train import optimizers
 
@@ -163,6 +164,8 @@ def parameters(model: nn.Module, world: World) -> numpy.ndarray[Any, Any]:
 
 def gradients(model: nn.Module, world: World, layout: Layout) -> numpy.ndarray[Any, Any]:
     """Bytes of gradients of each rank between micro-batches: like the parameters', or whole until the last where they are sharded only then."""
+    if layout.levels:  # what the last micro-batch will give, and the node's sums so far
+        return parameters(model, world) + sum(whole / level.node for level, whole in _by_levels(model, layout))
     if not layout.unsharded:
         return parameters(model, world)
     return numpy.full(world.mesh.ranks, sum(_within(p) for p in model.parameters() if not p.is_meta))
@@ -186,7 +189,15 @@ def gathered(model: Any, layout: Layout, options: Parallel, dtype: torch.dtype) 
     blocks = [sum(_within(p) for p in block.parameters() if not p.is_meta) for block in model.blocks]
     whole = sum(_within(p) for p in held)
     kept = layout.gathered or layout.stages is not None
-    return travel * (whole if kept else whole - sum(blocks) + 2 * max(blocks))
+    near = sum(size / level.pair for level, size in _by_levels(model, layout))
+    return travel * ((whole if kept else whole - sum(blocks) + 2 * max(blocks)) + near)
+
+
+def _by_levels(model: Any, layout: Layout) -> list[tuple[Levels, float]]:
+    """The groups of ranks that share out ordinary parameters, and those that share out experts', with the bytes of these."""
+    routed = {id(p) for product in products(model) for p in product.parameters()} if len(layout.levels) > 1 else set()
+    sizes = {kind: sum(_within(p) for p in model.parameters() if not p.is_meta and (id(p) in routed) == kind) for kind in (False, True)}
+    return [(level, sizes[bool(number)]) for number, level in enumerate(layout.levels)]
 
 
 def _within(parameter: Any) -> float:
