@@ -159,6 +159,13 @@ def memory_in_use() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def memory() -> int:
+    """Bytes of memory for one rank: of its accelerator, or of this machine shared by the ranks that run on it."""
+    if is_accelerator():
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def peak_memory() -> int:
     """The most bytes held so far."""
     if is_accelerator():

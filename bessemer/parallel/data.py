@@ -2,6 +2,7 @@
 
 How much is shared out is `shard`; how to read it in the names of ZeRO (Rajbhandari et al. 2020):
 
+    auto    none where parameters, gradients and two moments in float32 take at most a quarter of a rank's memory, else full
     none    nothing; gradients are summed after the last micro-batch
     state   optimizer state (ZeRO-1): parameters are gathered once a step, gradients scattered after the last micro-batch
     grad    and gradients (ZeRO-2): scattered after every micro-batch
@@ -22,12 +23,14 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from bessemer.core import shards
+from bessemer.core import device, shards
 from bessemer.core.mesh import TOKENS, World
 from bessemer.parallel import expert
 from bessemer.parallel.levels import Levels
 
-Shard = Literal["none", "state", "grad", "full", "levels"]
+Shard = Literal["auto", "none", "state", "grad", "full", "levels"]
+STATE_BYTES, ROOM = 16, 0.25
+"""Bytes of training state for each parameter, and the share of memory that it may take to be kept whole."""
 
 
 def apply(
@@ -99,6 +102,16 @@ def _placement(count: int) -> Any:
         return torch.distributed.tensor.Shard(1 if experts % count and outputs % count == 0 else 0)
 
     return place
+
+
+def chosen(model: nn.Module, world: World, shard: Shard) -> Shard:
+    """What "auto" stands for: the same on every rank, by rank 0's memory and what stages, tensor and expert leave a rank of the whole model."""
+    if shard != "auto":
+        return shard
+    routed = sum(p.numel() for product in expert.products(model) for p in product.parameters())
+    rest = sum(p.numel() for p in model.parameters()) - routed
+    held = (rest / world.count("tensor") + routed / world.count("expert", "expert_tensor")) / world.count("pipe")
+    return "none" if STATE_BYTES * held <= ROOM * world.agree(device.memory()) else "full"
 
 
 def wanted(world: World, shard: Shard) -> bool:

@@ -21,7 +21,7 @@ class Parallel(pydantic.BaseModel):
     """A recipe's `parallel` table: what the sizes of the mesh don't say.
 
     Attributes:
-        shard: what is shared out along the data axis: "full", "grad", "state", "levels" or "none" (parallel/data.py).
+        shard: what is shared out along the data axis: "auto", "full", "grad", "state", "levels" or "none" (parallel/data.py).
         pair: for "levels": how many neighbours along data x context share out parameters.
         node: for "levels": how many share out gradients.
         context: how attention works across the columns of the ranks (parallel/context/columns.py).
@@ -60,6 +60,7 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
     Raises:
         RecipeError: the model's sizes don't allow this mesh.
     """
+    options = options.model_copy(update={"shard": data.chosen(model, world, options.shard)})
     _check_reparameterized(model, world, options)
     _check_modalities(model, world)
     _check_remat(model, world, options)

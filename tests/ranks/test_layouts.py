@@ -156,7 +156,7 @@ def compare(got: Any, wanted: Any, where: str, tolerance: float) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=name)
 def test_a_layout_trains_as_one_process_does(ranks, serial, case):
-    got = ranks(run, case.mesh, case, count=Mesh.of(case.mesh).ranks)[0]
+    got = ranks(run, case.mesh, case, count=Mesh.of(case.mesh).ranks, timeout=300.0 if case.compile else 90.0)[0]
     compare(got, serial(case), "", 1e-5)
 
 

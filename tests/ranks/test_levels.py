@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import Mesh, World
 from bessemer.core.registry import choose
 from bessemer.models.families.decoder import Decoder
+from bessemer.parallel import data
 from bessemer.parallel.order import Parallel, spread
 from bessemer.plan.traffic import Listener
 from bessemer.train.engine import Engine
@@ -67,3 +69,21 @@ def refused(pair: int, node: int) -> str | None:
     except RecipeError as error:
         return error.key
     return None
+
+
+def held() -> list[bool]:
+    """Whether this rank has whole parameters where a quarter of its memory is just enough, and where it is just too little."""
+    model = Decoder(VOCABULARY, 3, **MODEL)
+    need = 4 * data.STATE_BYTES * sum(p.numel() for p in model.parameters())
+    found = []
+    for room in (need, need - 64):
+        world = World(Mesh(data=2))
+        world.agree = lambda _, room=room: float(room)
+        model = Decoder(VOCABULARY, 3, **MODEL)
+        layout = spread(model, world, Parallel(shard="auto"))
+        found.append(bool(layout.partial) and not any(isinstance(p, DTensor) for p in model.parameters()))
+    return found
+
+
+def test_small_models_are_kept_whole(ranks):
+    assert ranks(held, count=2) == [[True, False]] * 2
