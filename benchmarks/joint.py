@@ -28,11 +28,13 @@ import statistics
 import sysconfig
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from kept import Kept
 from results import finish
 
 from bessemer.core import rng
@@ -102,8 +104,8 @@ class Bytes:
 class Bench:
     """The data, and what is trained and measured on it."""
 
-    def __init__(self, count: int, quick: bool) -> None:
-        self.quick, self.judging = quick, None
+    def __init__(self, count: int, quick: bool, kept: Kept) -> None:
+        self.quick, self.judging, self.kept = quick, None, kept
         self.words, self.text = Words(), Bytes()
         writer = ExampleWriter(Path(tempfile.mkdtemp(prefix="bessemer-joint-")), 32, 0)
         list(writer.add_all(scenes(count=count)))
@@ -202,8 +204,7 @@ class Training:
 def floors(bench: Bench, steps: int, seeds: int, only: list[str]) -> dict[str, Any]:
     """Each objective of pictures alone against its floor."""
     found: dict[str, Any] = {}
-    untrained = bench.model(["mae"], 0)[0]
-    probe = bench.probes(untrained, raw=True)
+    probe = bench.kept("untrained", lambda: bench.probes(bench.model(["mae"], 0)[0], raw=True))
     found["raw_pixels"] = round(statistics.mean(probe[f"{name}_raw"] for name in PROBED), 4)
     found["untrained"] = round(statistics.mean(probe[name] for name in PROBED), 4)
     print(found, {name: round(value, 4) for name, value in probe.items()}, flush=True)
@@ -212,7 +213,8 @@ def floors(bench: Bench, steps: int, seeds: int, only: list[str]) -> dict[str, A
     for name in only or ["simmim", "mae", "dmjd", "lejepa", "m3i", "clip", "filip", "captioning", "flow_matching", "erw"]:
         figures: dict[str, list[float]] = {}
         for seed in range(seeds):
-            for key, value in (warmed(bench, steps, seed) if name == "erw" else alone(bench, name, steps, seed)).items():
+            measure = partial(warmed, bench, steps, seed) if name == "erw" else partial(alone, bench, name, steps, seed)
+            for key, value in bench.kept(f"{name} {seed}", measure).items():
                 figures.setdefault(key, []).append(value)
         found[name] = {key: round(statistics.mean(values), 4) for key, values in figures.items()}
         print(f"{name:14s} {found[name]}", flush=True)
@@ -321,13 +323,18 @@ def together(bench: Bench, steps: int, seeds: int) -> dict[str, Any]:
     names = ["text", "mae", "lejepa", "clip", "captioning"]
     kept: dict[str, list[float]] = {name: [] for name in names}
     for seed in range(seeds):
-        model, made = bench.train(names, 2 * steps, seed, share=0.5)
+        joint = bench.kept(f"joint {seed}", partial(qualities, bench, names, 2 * steps, seed, 0.5))
         for name in names:
-            alone, single = bench.train([name], steps, seed)
-            ratio = 100 * bench.quality(model, name, made[name]) / bench.quality(alone, name, single[name])
-            kept[name].append(ratio)
-            print(f"seed {seed} {name:12s} {ratio:6.1f}%", flush=True)
+            single = bench.kept(f"alone {name} {seed}", partial(qualities, bench, [name], steps, seed))
+            kept[name].append(100 * joint[name] / single[name])
+            print(f"seed {seed} {name:12s} {joint[name]:.4f} together, {single[name]:.4f} alone, {kept[name][-1]:6.1f}%", flush=True)
     return {name: round(statistics.mean(values), 2) for name, values in kept.items()}
+
+
+def qualities(bench: Bench, names: list[str], steps: int, seed: int, share: float = 1.0) -> dict[str, float]:
+    """What each task is judged by after a training on all of them."""
+    model, made = bench.train(names, steps, seed, share)
+    return {name: bench.quality(model, name, made[name]) for name in names}
 
 
 def rate(bench: Bench, rounds: int) -> dict[str, Any]:
@@ -364,18 +371,20 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=6000)
     parser.add_argument("--only", default="floors,together,rate")
     parser.add_argument("--objectives", default="")
+    parser.add_argument("--keep", type=Path, help="a folder for finished figures, from which a stopped run goes on")
     given = parser.parse_args()
     steps, seeds = (2, 1) if given.quick else (given.steps, given.seeds)
-    bench, parts, figures = Bench(200 if given.quick else given.scenes, given.quick), given.only.split(","), {}
+    kept = Kept(given.keep, [given.steps, given.scenes, given.quick])
+    bench, parts, figures = Bench(200 if given.quick else given.scenes, given.quick, kept), given.only.split(","), {}
     if "rate" in parts:
-        figures["rate"] = rate(bench, 2 if given.quick else 30)
+        figures["rate"] = kept("rate", lambda: rate(bench, 2 if given.quick else 30))
         print(figures["rate"], flush=True)
     if "floors" in parts:
         figures["floors"] = floors(bench, steps, seeds, [name for name in given.objectives.split(",") if name])
     if "together" in parts:
         figures["together"] = together(bench, steps, seeds)
-    kept = list(figures.get("together", {"": 101}).values())
-    holds = figures.get("rate", {}).get("per_cent", 100) >= 92 and min(kept) >= 97 and max(kept) > 100
+    ratios = list(figures.get("together", {"": 101}).values())
+    holds = figures.get("rate", {}).get("per_cent", 100) >= 92 and min(ratios) >= 97 and max(ratios) > 100
     holds = holds and all(figures.get("floors", {}).get("beaten", {"": True}).values())
     figures |= {"steps": steps, "seeds": seeds, "threads": torch.get_num_threads()}
     finish("joint_floors" if parts == ["floors"] else "joint", figures, {"rate.per_cent": 92, "together": 97, "floors": "beaten"}, holds, given.quick)

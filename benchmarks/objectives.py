@@ -32,12 +32,15 @@ import tempfile
 import time
 import tokenize
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from kept import Kept
 from results import finish
 from torch.nn import functional as F
 
@@ -78,6 +81,8 @@ class Bench:
     def store(self, name: str) -> Path:
         """The folder of a store's run: "text", "keys" or "copies"."""
         place = self.folder / name
+        if (place / "run" / "tokenize" / "manifest.json").is_file():
+            self.made[name] = place / "run"
         if name not in self.made:
             share = 0.1 if self.quick else 1.0
             documents = text(share) if name == "text" else {"keys": keys, "copies": copies}[name](int(12000 * share))
@@ -448,14 +453,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", default="")
+    parser.add_argument("--keep", type=Path, help="a folder for stores and finished figures, from which a stopped run goes on")
     asked = parser.parse_args()
     names = asked.only.split(",") if asked.only else list(FLOORS)
     figures: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory(prefix="bessemer-objectives-") as folder:
+    if asked.keep:
+        asked.keep.mkdir(parents=True, exist_ok=True)
+    kept = Kept(asked.keep, [asked.steps, asked.quick])
+    with nullcontext(asked.keep) if asked.keep else tempfile.TemporaryDirectory(prefix="bessemer-objectives-") as folder:
         bench = Bench(Path(folder), 6 if asked.quick else asked.steps, asked.quick)
         for name in names:
             started = time.perf_counter()
-            runs = [FLOORS[name][0](bench, seed) for seed in range(1 if asked.quick else asked.seeds)]
+            runs = [kept(f"{name} {seed}", partial(FLOORS[name][0], bench, seed)) for seed in range(1 if asked.quick else asked.seeds)]
             figures[name] = {key: round(statistics.mean(run[key] for run in runs), 4) for key in runs[0]}
             figures[name]["spread"] = round(max(run[FLOORS[name][1]] for run in runs) - min(run[FLOORS[name][1]] for run in runs), 4)
             print(f"{name:14s} {time.perf_counter() - started:6.0f} s  {json.dumps(figures[name])}", flush=True)

@@ -52,6 +52,7 @@ class Curve:
         evaluations: lines of held-out measures.
         samples: lines of text written by the model on the way.
         events: lines of the guard.
+        conflicts: lines of what tasks do to each other.
         mixes: lines of shares that changed while training.
         timed: seconds by what they went to, over the whole training.
     """
@@ -61,6 +62,7 @@ class Curve:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
+    conflicts: list[dict[str, Any]] = field(default_factory=list)
     mixes: list[dict[str, Any]] = field(default_factory=list)
     timed: dict[str, float] = field(default_factory=dict)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Conflict:
-    """Writes the cosines between the tasks' gradients on the weights they share, their lengths and each task's share of compute.
+    """Writes, for each task, its loss, its share of compute, its gradient's length and the cosines to the others' on the weights they share.
 
     Each time it takes every task's gradient of the step's batches once more, so it costs about a step.
 
@@ -55,12 +55,13 @@ class Conflict:
         tasks = [each.task for each in found]
         line: dict[str, Any] = {
             "cosine": {a.task: {b.task: round(cosine(a, b, names), 4) for b in found} for a in found},
+            "loss": {each.task: each.loss for each in found},
             "gradient_norm": {each.task: each.norm() for each in found},
             "compute": {task: round(span / sum(spans), 4) for task, span in zip(tasks, spans, strict=True)},
         }
         self.run.metrics.write({"step": report.progress.step, "conflict": line, "time": {"conflict": sum(spans)}})
         if len(tasks) > 1:
-            self.run.work.note(table(line["cosine"]))
+            self.run.work.note(table(line))
 
     def close(self) -> None:
         return
@@ -76,10 +77,29 @@ def cosine(a: Gradient, b: Gradient, names: set[str]) -> float:
     return first.dot(second) / max(first.norm() * second.norm(), 1e-30)
 
 
-def table(cosines: dict[str, dict[str, float]]) -> str:
-    """The matrix of cosines, for people."""
-    names = list(cosines)
-    wide = max(7, *(len(name) for name in names))
-    head = " " * wide + "".join(f" {name:>{wide}}" for name in names)
-    rows = [f"{a:>{wide}}" + "".join(f" {cosines[a][b]:{wide}.2f}" for b in names) for a in names]
-    return "\n".join(["gradient cosines between tasks", head, *rows])
+def table(line: dict[str, Any]) -> str:
+    """Each task's figures and the matrix of cosines, for people."""
+    head, rows = cells(line)
+    wide = [max(len(row[place]) for row in [head, *rows]) for place in range(len(head))]
+    return "\n".join(
+        [
+            "tasks and the cosines between their gradients",
+            *("  ".join(f"{cell:>{width}}" for cell, width in zip(row, wide, strict=True)) for row in [head, *rows]),
+        ]
+    )
+
+
+def cells(line: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The head and a row for each task, of a line that the hook wrote."""
+    names = list(line["cosine"])
+    rows = [
+        [
+            a,
+            f"{line['loss'][a]:.3f}",
+            f"{100 * line['compute'][a]:.0f}%",
+            f"{line['gradient_norm'][a]:.3f}",
+            *(f"{line['cosine'][a][b]:.2f}" for b in names),
+        ]
+        for a in names
+    ]
+    return ["task", "loss", "compute", "gradient", *names], rows

@@ -12,6 +12,7 @@ from bessemer import cli
 from bessemer.core.batch import Batch
 from bessemer.models.attach import objective_of
 from bessemer.models.families.decoder import Decoder
+from bessemer.train.hooks.conflict import cells
 from tests.corpus import corpus, recipe
 
 ADAMW = '[{ name = "adamw", lr = 0.003 }]'
@@ -116,6 +117,9 @@ def test_each_way_of_balancing_trains(made):
     written = [line["conflict"] for line in lines(made / "balance-projection") if "conflict" in line]
     assert written[-1]["cosine"]["masked"]["masked"] == pytest.approx(1.0, abs=1e-3)
     assert sum(written[-1]["compute"].values()) == pytest.approx(1.0, abs=1e-3)
+    head, rows = cells(written[-1])
+    assert head[:4] == ["task", "loss", "compute", "gradient"]
+    assert [row[0] for row in rows] == head[4:] == list(written[-1]["loss"])
     for a, row in written[-1]["cosine"].items():
         assert all(-1.001 <= value <= 1.001 and written[-1]["cosine"][b][a] == value for b, value in row.items())
 
