@@ -1,0 +1,155 @@
+"""docs/optimizers.md out of the methods' own words and the committed results.
+
+python benchmarks/optimizers_page.py
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from results import FOLDER
+
+from bessemer.core import registry
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "optimizers.md"
+HEAD = """# Optimizers, compared
+
+Written by `python benchmarks/optimizers_page.py` from the methods' docstrings and `benchmarks/results/`; change those, not this page. A cell
+without a figure has not been measured.
+"""
+LOW_RANK = {
+    "pretraining": "Pre-training from scratch",
+    "tuning": "Fine-tuning the fully pre-trained model on text of another kind",
+}
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD, "## The update\n", *rules(), "\n## Around the update\n", *around(), *workloads(), *low_rank(), *plain()]
+    return "\n".join(parts) + "\n"
+
+
+def rules() -> Iterator[str]:
+    """Each rule: what it does, its state, and its update's time."""
+    result = _result("optimizers")
+    figures = result["figures"] if result else {}
+    if result:
+        yield (
+            f"Milliseconds of one update of 25.3M numbers (the blocks of `small`), medians of steps taken in turn with the package's: `{result['command']}`, "
+            f"{result['machine']}, {result['date']}. Bytes a parameter there, for parameters in float32. Target: the most of the package's time.\n"
+        )
+    yield "| method | rule | state | bytes | ms | package's ms | ratio | target |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for name in registry.names("optim"):
+        f = figures.get(name, {})
+        ours, theirs = f.get("ours_ms"), f.get("theirs_ms")
+        target = (result or {"targets": {}})["targets"].get(name)
+        cells = [_first(name, "optim"), _line(name, "optim", "State"), _number(f.get("bytes_per_parameter"), ".3g"), _number(ours, ".1f")]
+        cells += [_number(theirs, ".1f"), _number(ours / theirs if ours and theirs else None, ".2f"), _number(target, ".2f")]
+        yield _row(f"[{name}](../bessemer/optim/{name}.py)", *cells)
+
+
+def around() -> Iterator[str]:
+    """Each method around the update."""
+    yield "| method | what it does | state |"
+    yield "|---|---|---|"
+    for name in registry.names("optim/around"):
+        yield _row(f"[{name}](../bessemer/optim/around/{name}.py)", _first(name, "optim/around"), _line(name, "optim/around", "State") or "none")
+
+
+def workloads() -> Iterator[str]:
+    """Losses of trainings at equal budgets, a table for each workload."""
+    yield "\n## Trainings at equal budgets\n"
+    yield "Learning rates tuned by the same rule, three seeds; steps to the loss that tuned AdamW ends with, as a share of AdamW's steps."
+    for file in sorted((Path(__file__).parent / "workloads").glob("*.toml")):
+        result = _result(f"workload_{file.stem}")
+        yield f"\n### {file.stem}\n"
+        if result is None:
+            yield f"Not measured yet: `python benchmarks/workloads.py {file.stem}`."
+            continue
+        rows = {name: row for name, row in result["figures"].items() if name != "best"}
+        whole = rows["adamw"]["steps"]
+        yield f"`{result['command']}`, {result['machine']}, {result['date']}\n"
+        yield "| method | held-out loss | +- | of AdamW's steps | rate | state bytes | against AdamW |"
+        yield "|---|---|---|---|---|---|---|"
+        for name, row in sorted(rows.items(), key=lambda pair: pair[1]["final"] or float("inf")):
+            share = row["steps_to_target"] / whole if row["steps_to_target"] else None
+            tuned = ", ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row["tuned"].values())
+            said = "; ".join(filter(None, [str(row["verdict"] or ""), ", ".join(row["failed"] or [])]))
+            numbers = [_number(row["final"], ".4f"), _number(row["interval"], ".4f"), _number(share, ".2f"), tuned]
+            yield _row(name, *numbers, _number(row["state_bytes"], ",.0f"), said)
+
+
+def low_rank() -> Iterator[str]:
+    """Low-rank and sparse layers."""
+    yield "\n## Low-rank and sparse layers\n"
+    result = _result("low_rank")
+    if result is None:
+        yield "Not measured yet: `python benchmarks/low_rank.py`."
+        return
+    yield f"`{result['command']}`, {result['machine']}, {result['date']}. Nats a byte on held-out rows, each at the best of its rates.\n"
+    for key, rows in result["figures"].items():
+        found = {name: row for name, row in rows.items() if isinstance(row, dict)} if isinstance(rows, dict) else {}
+        if not found:
+            continue
+        yield f"### {LOW_RANK.get(key, key)}\n"
+        yield "| method | loss | to full | rate | trained | memory in kB | bytes/s |"
+        yield "|---|---|---|---|---|---|---|"
+        for name, row in sorted(found.items(), key=lambda pair: pair[1]["loss"]):
+            numbers = [(row["loss"], ".4f"), (row["to_full"], "+.4f"), (row["rate"], ".3g"), (row["trained"], ",d")]
+            yield _row(name, *(_number(*each) for each in numbers), _number(row["memory"] / 1e3, ",.0f"), _number(row["speed"], ",.0f"))
+        yield ""
+
+
+def plain() -> Iterator[str]:
+    """What every reader should know before quoting a figure."""
+    yield "\n## What did not help\n"
+    for name in ("depth2", "depth3"):
+        result = _result(f"workload_{name}")
+        if result is None:
+            continue
+        rows = {n: r for n, r in result["figures"].items() if n != "best"}
+        worse = [n for n, r in rows.items() if n != "adamw" and (r["final"] is None or r["final"] > rows["adamw"]["final"])]
+        yield f"- {name}: ended above AdamW's loss, or not at all: {', '.join(sorted(worse)) or 'none'}."
+    result = _result("optimizers")
+    if result:
+        missed = [n for n, held in result["targets"]["held"].items() if not held]
+        yield f"- Targets of the update's speed or size that are missed: {', '.join(missed) or 'none'}."
+    yield "- More, with what was tried in vain: `LOG.md`."
+
+
+def _result(name: str) -> dict[str, Any] | None:
+    file = FOLDER / f"{name}.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def _words(name: str, kind: str) -> str:
+    return inspect.getdoc(registry.find(kind, name)) or ""
+
+
+def _first(name: str, kind: str) -> str:
+    return _words(name, kind).split("\n\n")[0].replace("\n", " ")
+
+
+def _line(name: str, kind: str, start: str) -> str:
+    """The sentence of a docstring that begins so."""
+    text = " ".join(_words(name, kind).split("Args:")[0].split())
+    _, found, rest = text.partition(f"{start} of ") if f"{start} of " in text else text.partition(f"{start}: ")
+    return (("of " if " of " in found else "") + rest.split(". ")[0].rstrip(".")) if found else ""
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    print(PAGE)
