@@ -2,7 +2,7 @@
 
 A bucket is one flat tensor of neighbouring parameters' gradients, the last layers' first. It travels as soon as the backward pass of the
 step's last micro-batch has finished all of it and every bucket before it has left, so all ranks send the same in the same order. Gradients
-become views of what came back; nothing is copied a second time.
+become views of the bucket as it leaves: they are not held twice, and what comes back is not copied.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Buckets:
         self.number = {id(p): number for number, bucket in enumerate(self.buckets) for p in bucket}
         self.missing: list[set[int]] = []
         self.hooked: set[int] = set()
-        self.sent: list[tuple[list[nn.Parameter], Tensor, Any]] = []
+        self.sent: list[tuple[list[tuple[Tensor, Tensor]], Any]] = []
 
     def expect(self) -> None:
         """The next backward pass is the last of the step: what it finishes may travel."""
@@ -56,10 +56,11 @@ class Buckets:
         self.waits = False
         while len(self.sent) < len(self.buckets):
             self._send()
-        for parameters, flat, work in self.sent:
+        for copies, work in self.sent:
             if work is not None:
                 work.wait()
-                _take(parameters, flat)
+            for piece, total in copies:
+                piece.copy_(total)
         self.sent = []
 
     def _finished(self, parameter: Tensor) -> None:
@@ -71,9 +72,11 @@ class Buckets:
 
     def _send(self) -> None:
         parameters = [p for p in self.buckets[len(self.sent)] if p.grad is not None]
-        gradients = [shards.local(p.grad).reshape(-1) for p in parameters if p.grad is not None]
-        flat = torch.cat(gradients) if gradients else torch.empty(0)
-        self.sent.append((parameters, flat, dist.all_reduce(flat, group=self.group, async_op=True) if gradients else None))
+        if not parameters:
+            self.sent.append(([], None))
+            return
+        flat = torch.cat([shards.local(p.grad).reshape(-1) for p in parameters if p.grad is not None])
+        self.sent.append((_laid(parameters, flat), dist.all_reduce(flat, group=self.group, async_op=True)))
 
 
 def _divide(parameters: list[nn.Parameter], size: int) -> list[list[nn.Parameter]]:
@@ -89,14 +92,16 @@ def _divide(parameters: list[nn.Parameter], size: int) -> list[list[nn.Parameter
     return found
 
 
-def _take(parameters: list[nn.Parameter], flat: Tensor) -> None:
-    begin = 0
+def _laid(parameters: list[nn.Parameter], flat: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Makes gradients views of the bucket they are in; those that lie on a mesh can't be: (gradient, its place in the bucket)."""
+    copies, begin = [], 0
     for parameter in parameters:
         gradient: Any = parameter.grad
         piece = shards.local(gradient)
-        total = flat[begin : begin + piece.numel()].view_as(piece)
+        place = flat[begin : begin + piece.numel()].view_as(piece)
         begin += piece.numel()
         if isinstance(gradient, DTensor):
-            piece.copy_(total)
+            copies.append((piece, place))
         else:
-            parameter.grad = total
+            parameter.grad = place
+    return copies

@@ -13,7 +13,7 @@ from bessemer.models.weights import as_dtype
 
 
 def import_model(work: Work, *, path: str, dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep") -> Model:
-    """Reads a Hugging Face folder (Llama, Mistral, Qwen 2 and 3, OLMo 2, GPT-2) into a model of ours, to evaluate, train on or serve.
+    """Reads a Hugging Face folder (Llama, Mistral, Qwen 2 and 3, OLMo 2, GPT-2; Mixtral, Qwen 3 MoE, OLMoE) into a model of ours, to evaluate, train on or serve.
 
     Args:
         path: the folder with config.json and safetensors.
