@@ -176,6 +176,29 @@ def test_zero_missing_and_late_gradients(name):
     assert not torch.equal(first, kept)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_parameters_stay_and_have_no_state(name):
+    """Frozen from the start, and frozen after two steps: the value stays, and so does what state there is."""
+    model = net(name)
+    model.wide.requires_grad_(False)
+    optimizer = build(name, model)
+    before, later = model.wide.detach().clone(), model.square
+    for step in range(6):
+        draw(model, step)
+        model.wide.grad = None
+        if step == 2:
+            later.requires_grad_(False)
+            kept = later.detach().clone()
+            held = {k: v.clone() for k, v in optimizer.state[later].items() if isinstance(v, torch.Tensor)}
+        if step >= 2:
+            later.grad = None
+        optimizer.step()
+    assert torch.equal(model.wide, before)
+    assert not any(isinstance(v, torch.Tensor) for v in optimizer.state.get(model.wide, {}).values())
+    assert torch.equal(later, kept)
+    assert all(torch.equal(optimizer.state[later][k], v) for k, v in held.items())
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (400, 1), (1, 400), (3000, 2), (1,), ()])
 @pytest.mark.parametrize("name", NAMES)
 def test_odd_shapes(name, shape):
