@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from bessemer.core import device, rng
+from bessemer.core import device, rng, shards
 from bessemer.core.batch import Batch
 from bessemer.core.errors import RecipeError
 from bessemer.core.progress import Progress
@@ -86,14 +87,24 @@ class Probe:
         Raises:
             RecipeError: no batch has targets.
         """
+        layout = self.engine.layout
+        if layout.columns is not None or layout.stages is not None:
+            raise RecipeError(
+                "labels are drawn by ranks that see whole rows and the model's end, and this run cuts rows or the model",
+                key="optim",
+                mend="estimate = 'hutchinson', or mesh.context = 1 and mesh.pipe = 1",
+            )
         drawn, labels = [], torch.zeros((), dtype=torch.float64, device=device.device())
         for batch in batches:
             if batch.targets is None:
                 continue
             here = batch.to(device.device())
             with torch.no_grad(), self.engine.precision(), torch.compiler.set_stance("force_eager"):
-                outputs = self.engine.model(self.engine.objectives[batch.task][0].before(here))
+                given = here if here.rows else here.blank()  # ranks without rows take part in gathering parameters
+                objective = self.engine.objectives[batch.task][0]
+                outputs = self.engine.model(replace(given, first=objective.before) if objective.acts_before else given)
                 rows = [self._draw(outputs.head(outputs.hidden[row]), here, row, seed) for row in range(here.rows)]
+            self.engine.layout.settle()  # a forward pass alone leaves parameters whole, and whole ones have other gradients
             drawn.append(replace(here, targets=torch.stack(rows) if rows else here.targets))
             counted = [stream for stream in here.weights.values() if stream.shape == here.tokens.shape]
             labels += torch.stack([stream > 0 for stream in counted]).any(0).sum() if counted else here.tokens.numel()
@@ -171,6 +182,21 @@ class Reuse:
             return self.kept[number][self.calls[number] - 1] if number < self.first else forward(*inputs, **more)
 
         return replay
+
+
+def laid_out(whole: Tensor, like: Tensor, parts: Sequence[int] = ()) -> Tensor:
+    """This rank's part of a tensor that every rank has whole, cut as a parameter is; the tensor itself where that is whole.
+
+    Args:
+        whole: of the parameter's shape.
+        parts: rows of the matrices stacked in the parameter, if tensor parallelism cuts them apart.
+    """
+    if not isinstance(like, DTensor):
+        return whole
+    here = like.device_mesh.get_coordinate()
+    assert here is not None
+    piece = whole[shards.grid(shards.place(like, here, parts))]
+    return DTensor.from_local(piece, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
 @contextmanager

@@ -29,7 +29,7 @@ typedef struct {
 #define DEEP 32
 #define TILE 512              /* bfloat16 numbers in a tile */
 #define BLOCK (2 * SIDE)      /* results of one kernel: BLOCK x BLOCK */
-#define KEPT (3 << 18)        /* bytes of packed right factor that should stay in the second-level cache */
+#define KEPT (3 << 19)        /* bytes of packed right factor that should stay in the second-level cache */
 #define ROUND_UP(x, to) (((x) + (to)-1) / (to) * (to))
 
 /* Asks the kernel for the tile registers; 0 where the processor or the kernel has none. */
@@ -190,7 +190,8 @@ static int multiply(const product *p, int parts, long begin, long end) {
     long tiles = ROUND_UP(p->depth, DEEP) / DEEP, line = 2 * tiles * parts * TILE;
     long wide = KEPT / (line * 2) < 1 ? BLOCK : KEPT / (line * 2) * BLOCK;
     if (wide > p->columns) wide = ROUND_UP(p->columns, BLOCK);
-    long panels = (end - begin + BLOCK - 1) / BLOCK;
+    int once = wide >= p->columns; /* then a panel of the left factor is used up as soon as it is packed */
+    long panels = once ? 1 : (end - begin + BLOCK - 1) / BLOCK;
     uint16_t *left = room_of(2 * line * (panels + wide / BLOCK));
     float found[BLOCK * BLOCK] __attribute__((aligned(64)));
     if (!left) return 0;
@@ -201,7 +202,7 @@ static int multiply(const product *p, int parts, long begin, long end) {
         for (long j = from; j < to; j += BLOCK)
             pack_lines(p->b + j * p->b_column, p->b_column, p->b_depth, p->columns - j, p->depth, 1, parts, right + (j - from) / BLOCK * line);
         for (long i = begin; i < end; i += BLOCK) {
-            uint16_t *a = left + (i - begin) / BLOCK * line;
+            uint16_t *a = once ? left : left + (i - begin) / BLOCK * line;
             if (from == first) pack_lines(p->a + i * p->a_row, p->a_row, p->a_depth, p->rows - i, p->depth, 0, parts, a);
             for (long j = from; j < to; j += BLOCK) {
                 if (p->symmetric && j < i) continue;

@@ -133,13 +133,20 @@ def finite(members: list[Tensor]) -> list[Tensor]:
     """Those whose gradient is finite throughout; where no kernel looks, judged by its norm: one number a tensor, one wait for all."""
     if not members:
         return members
-    bad = _fused.not_finite(gradients(members))
-    if bad is not None:
-        return [p for p, wrong in zip(members, bad, strict=True) if not wrong] if any(bad) else members
-    norms = torch.stack(torch._foreach_norm(gradients(members)))
-    whole = norms.full_tensor() if isinstance(norms, DTensor) else norms
-    good = whole.isfinite().tolist()
-    return members if all(good) else [p for p, fine in zip(members, good, strict=True) if fine]
+    bad = not_finite(gradients(members))
+    return [p for p, wrong in zip(members, bad, strict=True) if not wrong] if any(bad) else members
+
+
+def not_finite(tensors: Sequence[Tensor]) -> list[bool]:
+    """Which tensors hold a number that is not finite; of sharded ones all ranks say the same."""
+    bad = _fused.not_finite(tensors)
+    return norms(tensors).isfinite().logical_not().tolist() if bad is None else bad
+
+
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """The tensors' norms, whole, in one row; all ranks of sharded ones call this together."""
+    found = torch.stack(torch._foreach_norm(list(tensors)))
+    return found.full_tensor() if isinstance(found, DTensor) else found
 
 
 def gradients(members: Iterable[Tensor]) -> list[Tensor]:

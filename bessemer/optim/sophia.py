@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bessemer.core import rng
 from bessemer.optim._blocks import States
-from bessemer.optim._probe import Probe, weights
-from bessemer.optim._rule import Group, Rule, gradients, sweep
+from bessemer.optim._probe import Probe, laid_out, weights
+from bessemer.optim._rule import Group, Rule, gradients, norms, not_finite, sweep
 
 RADIUS = 1e-2
 """How far from the weights gradients are taken for a Hessian's product, in units of the weights' root mean square."""
@@ -38,8 +38,6 @@ class Sophia(Rule):
         seed: of what estimates draw.
         states: how the momentum and the Hessian are held.
     """
-
-    elementwise = False  # the update is, but estimates on sharded parameters have not been made to agree with one process's
 
     def __init__(
         self,
@@ -78,8 +76,10 @@ class Sophia(Rule):
         """u (H u), u normal (Liu et al. 2023, algorithm 1)."""
         batches = probe.some(self.share)
         draw = rng.generator(self.seed, "hutchinson", probe.progress.step)
-        vectors = [torch.randn(p.shape, generator=draw).to(p) for p in parameters]
-        size = torch.stack(torch._foreach_norm([p.detach() for p in parameters])).norm() / torch.stack(torch._foreach_norm(vectors)).norm()
+        names: dict[Tensor, str] = {p: name for name, p in probe.model.named_parameters()}
+        parts = [probe.engine.layout.parts.get(names.get(p, ""), ()) for p in parameters]
+        vectors = [laid_out(torch.randn(p.shape, generator=draw).to(p.device, p.dtype), p, cut) for p, cut in zip(parameters, parts, strict=True)]
+        size = norms([p.detach() for p in parameters]).norm() / norms(vectors).norm()
         radius = RADIUS * float(size) or RADIUS
         with probe.exact():
             with weights({p: p.detach() + radius * v for p, v in zip(parameters, vectors, strict=True)}):
@@ -119,7 +119,8 @@ class Sophia(Rule):
             estimates: by parameter.
         """
         mine = [p for group in self.param_groups for p in group["params"] if p in estimates]
-        mine = [p for p in mine if bool(estimates[p].isfinite().all())]
+        bad = not_finite([estimates[p] for p in mine]) if mine else []
+        mine = [p for p, wrong in zip(mine, bad, strict=True) if not wrong]
 
         def move(h: list[Tensor], new: list[Tensor]) -> None:
             torch._foreach_lerp_(h, new, 1.0 - self.betas[1])

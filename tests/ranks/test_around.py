@@ -19,17 +19,37 @@ from tests.ranks.layouts import MODEL, VOCABULARY, batches, share
 
 SOPHIA = {"name": "sophia", "lr": 1e-3, "every": 1, "share": 1.0, "gamma": 1.0}
 ADAMW = {"name": "adamw", "lr": 1e-2, "eps": 1e-3}
+SGD = {"name": "sgd", "lr": 1e-2}
 AVERAGE = [{"name": "ema", "decay": 0.5}]
 NOISE = [{"name": "noise_scale", "every": 1}]
+
+
+HUTCHINSON = {**SOPHIA, "estimate": "hutchinson"}
+FULL, TENSOR = ({"data": 2}, {}), ({"tensor": 2}, {})
+COPIES = ({"replica": 2}, {"shard": "none"})
+METHODS = {
+    "lawa": {"latest": 2, "every": 1},
+    "lcsc": {"latest": 2, "every": 1, "trials": 10, "times": 2},
+    "lisa": {"layers": 1, "every": 2},
+    "spsa": {"radius": 1e-2, "directions": 2},
+    "con_adv": {"size": 0.2},
+    "qk_clip": {"limit": 0.05},
+    "tract": {"match": "embed.weight"},
+}
+
+
+def beside(name: str) -> list[dict[str, Any]]:
+    return [{"name": name, **METHODS[name]}]
 
 
 def train(mesh: dict[str, int], parallel: dict[str, Any], optim: dict[str, Any], around: list[dict[str, Any]]) -> dict[str, Any]:
     """Three steps; the averaged weights and the noise scale, from rank 0."""
     world = World(Mesh.of(mesh))
-    model = Decoder(VOCABULARY, 3, **MODEL).train()
+    bare = {"qk_norm": "none"} if around == beside("qk_clip") else {}
+    model = Decoder(VOCABULARY, 3, **MODEL, **bare).train()
     layout = spread(model, world, Parallel(**parallel))
-    beside = [choose("optim/around", each, optimizers.TAGS) for each in around]
-    moving = optimizers.build(model, [choose("optim", optim, optimizers.TAGS)], parameter_roles(model), beside)
+    methods = [choose("optim/around", each, optimizers.TAGS) for each in around]
+    moving = optimizers.build(model, [choose("optim", optim, optimizers.TAGS)], parameter_roles(model), methods)
     engine = Engine(model, {"text": (choose("objectives", "next_token")(), 1.0)}, torch.float32, layout)
     progress = Progress(steps=3)
     for step in range(3):
@@ -45,15 +65,25 @@ def train(mesh: dict[str, int], parallel: dict[str, Any], optim: dict[str, Any],
     return {"weights": found, "noise": progress.noise_scale} if world.first else {}
 
 
-@pytest.mark.parametrize(
-    ("mesh", "parallel", "optim", "around"),
-    [({"replica": 2}, {"shard": "none"}, SOPHIA, NOISE), ({"replica": 2}, {"shard": "none"}, SOPHIA, AVERAGE), ({"data": 2}, {}, ADAMW, AVERAGE)],
-)
+CASES = [
+    pytest.param(*COPIES, SOPHIA, NOISE, id="sophia, copies"),
+    pytest.param(*COPIES, SOPHIA, AVERAGE, id="sophia and ema, copies"),
+    *(pytest.param({"data": 2}, {"shard": how}, SOPHIA, NOISE, id=f"sophia, {how}") for how in ("state", "grad", "full")),
+    pytest.param(*FULL, HUTCHINSON, [], id="sophia by hutchinson, shards"),
+    pytest.param(*TENSOR, HUTCHINSON, [], id="sophia by hutchinson, tensor"),
+    pytest.param(*FULL, ADAMW, [*AVERAGE, *NOISE], id="ema, shards"),
+    *(pytest.param(*FULL, SGD if name == "spsa" else ADAMW, beside(name), id=f"{name}, shards") for name in METHODS),
+    pytest.param(*TENSOR, SGD, beside("spsa"), id="spsa, tensor"),
+]
+
+
+@pytest.mark.parametrize(("mesh", "parallel", "optim", "around"), CASES)
 def test_ranks_give_what_one_process_gives(ranks, mesh, parallel, optim, around):
     alone = train({}, {}, optim, around)
     found = ranks(train, mesh, parallel, optim, around, count=2)[0]
+    near = 2e-4 if optim is HUTCHINSON else 2e-5  # a fifth of a step: differences of gradients are mostly rounding where the Hessian is small
     for name, value in alone["weights"].items():
-        torch.testing.assert_close(found["weights"][name], value, rtol=1e-4, atol=2e-5, msg=name)
+        torch.testing.assert_close(found["weights"][name], value, rtol=1e-4, atol=near, msg=lambda said, name=name: f"{name}: {said}")
     assert found["noise"] == pytest.approx(alone["noise"], rel=1e-3)
 
 
@@ -66,6 +96,5 @@ def refused(optim: dict[str, Any], around: list[dict[str, Any]]) -> str:
     return ""
 
 
-@pytest.mark.parametrize(("optim", "around"), [(SOPHIA, []), (ADAMW, [{"name": "lisa", "layers": 1}]), (ADAMW, ["spsa"]), (ADAMW, ["con_adv"])])
-def test_what_needs_whole_tensors_refuses_sharded_ones(ranks, optim, around):
-    assert all("needs whole tensors" in said for said in ranks(refused, optim, around, count=2))
+def test_what_needs_whole_tensors_refuses_sharded_ones(ranks):
+    assert all("needs whole tensors" in said for said in ranks(refused, ADAMW, ["deep_zero"], count=2))

@@ -22,9 +22,11 @@ class ConAdv(Around):
     State: two numbers per parameter, the weights of this step and of the one before.
 
     Args:
-        size: of the perturbation, in units of the inputs' root mean square.
+        size: of the perturbation, in units of the root mean square of a row's inputs.
         share: of the perturbed inputs' gradient in the mixture.
     """
+
+    sharded = True
 
     def __init__(self, params: Any, model: nn.Module, *, size: float = 0.1, share: float = 0.5) -> None:
         self.size, self.share = size, share
@@ -69,7 +71,8 @@ class ConAdv(Around):
     def _push(self, inputs: Tensor, gradient: Tensor | None) -> Tensor:
         if gradient is None:
             return torch.zeros_like(inputs)
-        return gradient.sign() * (self.size * inputs.float().square().mean().sqrt()).to(inputs.dtype)
+        scale = inputs.float().square().mean(dim=(1, 2), keepdim=True).sqrt()  # a row's own, so that nothing depends on how rows are cut
+        return gradient.sign() * (self.size * scale).to(inputs.dtype)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

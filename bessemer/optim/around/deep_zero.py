@@ -28,6 +28,9 @@ class DeepZero(ZerothOrder):
         seed: of directions and coordinates.
     """
 
+    sharded = False
+    why = ": it moves single coordinates, which one rank has"
+
     def __init__(self, params: Any, model: nn.Module, *, radius: float = 5e-3, keep: float = 0.1, directions: int = 20, seed: int = 0) -> None:
         self.radius, self.keep, self.directions, self.seed = radius, keep, directions, seed
         super().__init__(params, model)
@@ -71,7 +74,7 @@ class DeepZero(ZerothOrder):
         """The mean of forward differences along random directions."""
         base, found = probe.loss(), {p: torch.zeros_like(p) for p in self.names}
         for number in range(self.directions):
-            direction = {p: self.draw(p, "grasp", number) for p in self.names}
+            direction = {p: self.draw(probe, p, "grasp", number) for p in self.names}
             share = self.slope(probe, direction, self.radius, base) / self.directions
             for p, d in direction.items():
                 found[p].add_(d, alpha=share)

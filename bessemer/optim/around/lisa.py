@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from bessemer.core import rng
 from bessemer.core.errors import RecipeError
 from bessemer.core.progress import Progress
+from bessemer.optim._probe import Probe
 from bessemer.optim.around._around import Around
 
 
@@ -19,6 +21,7 @@ class Lisa(Around):
 
     Claim: LoRA's memory, and better than training all parameters in fine-tuning.
     The others are frozen: no gradient, no update, and what the optimizers held for them is dropped, as in the paper's account of memory.
+    Where ranks share parameters out, gradients of frozen ones are made and dropped: what FSDP gathers stays as it was first seen.
     Which layers train is a function of the seed and the step.
 
     Args:
@@ -27,12 +30,15 @@ class Lisa(Around):
         seed: of the draw.
     """
 
+    sharded = True
     needs_gradients = False
 
     def __init__(self, params: Any, model: nn.Module, *, layers: int = 2, every: int = 20, seed: int = 0) -> None:
         self.layers, self.every, self.seed = layers, every, seed
         super().__init__(params, model)
         found = {p: re.match(r"blocks\.(\d+)\.", name) for p, name in self.names.items()}
+        self.needs_gradients = any(isinstance(p, DTensor) for p in self.names)
+        self.frozen: list[torch.Tensor] = []
         self.layer = {p: int(match.group(1)) for p, match in found.items() if match}
         self.count = len(set(self.layer.values()))
         if not 0 < layers <= self.count:
@@ -49,11 +55,17 @@ class Lisa(Around):
     def begin(self, progress: Progress) -> None:
         """Freezes and thaws."""
         chosen = self.drawn(progress.step)
+        self.frozen = [parameter for parameter, layer in self.layer.items() if layer not in chosen]
         for parameter, layer in self.layer.items():
             trains = layer in chosen
-            if parameter.requires_grad != trains:
+            if parameter.requires_grad != trains and not isinstance(parameter, DTensor):
                 parameter.requires_grad_(trains)
             if not trains:
                 parameter.grad = None
                 for optimizer in self.optimizers:
                     optimizer.state.pop(parameter, None)
+
+    def prepare(self, probe: Probe) -> None:
+        """Drops what gradients frozen parameters have."""
+        for parameter in self.frozen:
+            parameter.grad = None

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bessemer.core import shards
 from bessemer.core.batch import Batch
 from bessemer.optim._probe import Probe
 from bessemer.optim.around._around import Around
@@ -24,6 +25,8 @@ class NoiseScale(Around):
         decay: of the averages.
     """
 
+    sharded = True
+
     def __init__(self, params: Any, model: nn.Module, *, every: int = 10, decay: float = 0.9) -> None:
         self.every, self.decay = every, decay
         super().__init__(params, model)
@@ -38,8 +41,8 @@ class NoiseScale(Around):
         part = self._part(probe.batches)
         small, large = self._count(probe, part), self._count(probe, probe.batches)
         if 0 < small < large:
-            there = self._square(probe.gradients(list(self.names), part))
-            whole = self._square([p.grad for p in self.names if p.grad is not None])
+            there = self._square(probe, probe.gradients(list(self.names), part))
+            whole = self._square(probe, [p.grad for p in self.names if p.grad is not None])
             self.found = ((large * whole - small * there) / (large - small), (there - whole) / (1.0 / small - 1.0 / large))
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -64,5 +67,6 @@ class NoiseScale(Around):
         own = sum(float(max((stream.sum() for stream in batch.weights.values()), default=torch.tensor(0.0))) for batch in batches)
         return float(probe.total(torch.tensor(own, dtype=torch.float64)))
 
-    def _square(self, gradients: list[Tensor]) -> float:
-        return float(torch.stack([g.double().square().sum() for g in gradients]).sum()) if gradients else 0.0
+    def _square(self, probe: Probe, gradients: list[Tensor]) -> float:
+        mine = [shards.local(g) for g in gradients]
+        return probe.engine.layout.inner([shards.pieces(g) for g in gradients], mine, mine)

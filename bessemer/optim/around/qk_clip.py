@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from bessemer.core import shards
 from bessemer.core.errors import RecipeError
 from bessemer.core.progress import Progress
 from bessemer.models.layers.attention import Attention
@@ -27,6 +28,7 @@ class QkClip(Around):
         limit: of the logits; tau in the paper.
     """
 
+    sharded = True
     needs_gradients = False
 
     def __init__(self, params: Any, model: nn.Module, *, limit: float = 100.0) -> None:
@@ -39,6 +41,8 @@ class QkClip(Around):
                 key="around.qk_clip",
                 mend='model.qk_norm = "none", or leave it out: the norms bound the logits themselves',
             )
+        if any(isinstance(p, DTensor) and shards.TENSOR in (p.device_mesh.mesh_dim_names or ()) for p in self.names):
+            raise RecipeError("each rank sees the logits of its own heads only", key="around.qk_clip", mend="mesh.tensor = 1")
         self.peaks = [torch.full((layer.heads,), -torch.inf, device=layer.qkv.weight.device) for layer in self.layers]
         for layer, peaks in zip(self.layers, self.peaks, strict=True):
             layer.peaks = peaks
@@ -66,12 +70,15 @@ class QkClip(Around):
 
 
 def _scale(layer: Attention, parameter: Tensor, factors: Tensor) -> None:
-    """Multiplies the rows of `parameter` that make each head's queries, and keys where they are its own."""
-    query, key, _ = parameter.split(layer.parts)
+    """Multiplies the rows of `parameter` that make each head's queries, and keys where they are its own; of a sharded one those that lie here."""
     shared = layer.heads != layer.kv_heads
-    for head, factor in enumerate(factors.tolist()):
-        if factor < 1.0:
-            rows = slice(head * layer.head_size, (head + 1) * layer.head_size)
-            query[rows] *= factor if shared else math.sqrt(factor)
-            if not shared:
-                key[rows] *= math.sqrt(factor)
+    rows = torch.ones(sum(layer.parts), dtype=torch.float64, device=factors.device)
+    query, key, _ = rows.split(layer.parts)
+    each = factors.double().repeat_interleave(layer.head_size)
+    query.copy_(each if shared else each.sqrt())
+    if not shared:
+        key.copy_(each.sqrt())
+    piece = shards.local(parameter)
+    if isinstance(parameter, DTensor):
+        rows = rows[shards.place(parameter, list(parameter.device_mesh.get_coordinate() or ()), layer.parts)[0]]
+    piece.mul_(rows.to(piece.dtype).view(-1, *[1] * (piece.ndim - 1)))

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from bessemer.core import rng
 from bessemer.core.progress import Progress
-from bessemer.optim._probe import Probe, weights
+from bessemer.optim._probe import Probe, laid_out, weights
 from bessemer.optim.around._around import Around
 
 
 class ZerothOrder(Around):
     """What estimators of the gradient share: nothing is differentiated, and the estimate is put where the gradient would be."""
+
+    sharded = True
 
     def begin(self, progress: Progress) -> None:
         """Switches the backward pass off."""
@@ -22,10 +24,11 @@ class ZerothOrder(Around):
             if parameter.requires_grad:
                 parameter.requires_grad_(False)
 
-    def draw(self, parameter: Tensor, *key: int | str) -> Tensor:
-        """Normal numbers of the parameter's shape, a function of the key and the parameter's name."""
-        drawn = torch.randn(parameter.shape, generator=rng.generator(self.seed, *map(str, key), self.names[parameter]))
-        return drawn.to(parameter)
+    def draw(self, probe: Probe, parameter: Tensor, *key: int | str) -> Tensor:
+        """Normal numbers of the parameter's shape, a function of the key and the parameter's name; this rank's part of them."""
+        name = self.names[parameter]
+        drawn = torch.randn(parameter.shape, generator=rng.generator(self.seed, *map(str, key), name))
+        return laid_out(drawn.to(parameter.device, parameter.dtype), parameter, probe.engine.layout.parts.get(name, ()))
 
     seed: int = 0
 
@@ -61,7 +64,7 @@ class Spsa(ZerothOrder):
     def prepare(self, probe: Probe) -> None:
         """gradient = mean of slope times direction."""
         for number in range(self.directions):
-            direction = {p: self.draw(p, "spsa", probe.progress.step, number) for p in self.names}
+            direction = {p: self.draw(probe, p, "spsa", probe.progress.step, number) for p in self.names}
             share = self.slope(probe, direction, self.radius) / self.directions
             for p, d in direction.items():
                 p.grad = d * share if number == 0 else p.grad.add_(d, alpha=share)  # type: ignore[union-attr]

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from bessemer.core import shards
 from bessemer.core.errors import RecipeError
 from bessemer.core.progress import Progress
 from bessemer.models.layers.embedding import Embedding
@@ -26,6 +28,8 @@ class Tract(Around):
         ridge: lambda in the paper.
     """
 
+    sharded = True
+
     def __init__(self, params: Any, model: nn.Module, *, ridge: float = 0.1) -> None:
         self.ridge = ridge
         super().__init__(params, model)
@@ -36,6 +40,10 @@ class Tract(Around):
             if parameter not in owners:
                 raise RecipeError(
                     f"'{name}' is the weight of no linear layer and of no table", key="around.tract", mend='match = "embed.weight", for example'
+                )
+            if isinstance(parameter, DTensor) and not all(p.is_replicate() or p.is_shard(0) for p in parameter.placements):
+                raise RecipeError(
+                    f"'{name}' is cut along its inputs, which are corrected together", key="around.tract", mend="mesh.tensor = 1, or another layer"
                 )
             owners[parameter].register_forward_pre_hook(self._watch(parameter))
 
@@ -51,7 +59,7 @@ class Tract(Around):
                 continue
             gram = probe.total(self.seen[parameter])
             count = float(probe.total(torch.tensor(self.counts[parameter], dtype=torch.float64, device=gram.device)))
-            parameter.grad = corrected(parameter.grad, gram / count, self.ridge)
+            corrected_in_place(parameter.grad, gram / count, self.ridge)
         self.begin(probe.progress)
 
     def _watch(self, parameter: Tensor) -> Callable[..., None]:
@@ -67,6 +75,14 @@ class Tract(Around):
                 self.counts[parameter] = self.counts.get(parameter, 0.0) + count
 
         return watch
+
+
+def corrected_in_place(gradient: Tensor, gram: Tensor, ridge: float) -> None:
+    """The same in place; of a sharded gradient the rows that lie here, for rows of a linear layer's are corrected one by one."""
+    piece = shards.local(gradient)
+    if isinstance(gradient, DTensor) and gram.ndim == 1:
+        gram = gram[shards.place(gradient, list(gradient.device_mesh.get_coordinate() or ()))[0]]
+    piece.copy_(corrected(piece, gram, ridge))
 
 
 def corrected(gradient: Tensor, gram: Tensor, ridge: float) -> Tensor:

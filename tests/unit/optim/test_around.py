@@ -169,7 +169,7 @@ def test_spsa_along_its_direction_is_the_true_slope():
         p.requires_grad_(True)
     true = dict(zip(estimate, toy.probe().gradients(list(toy.model.parameters())), strict=True))
     spsa = toy.optimizers.around[0]
-    direction = {spsa.names[p]: spsa.draw(p, "spsa", 0, 0) for p in spsa.names}
+    direction = {spsa.names[p]: spsa.draw(toy.probe(), p, "spsa", 0, 0) for p in spsa.names}
     slope = sum(float((true[n] * direction[n]).sum()) for n in true)
     for name, found in estimate.items():
         torch.testing.assert_close(found, slope * direction[name], rtol=1e-3, atol=1e-9)
@@ -262,7 +262,7 @@ def test_con_adv_mixes_in_the_gradient_at_inputs_perturbed_against_the_weights_o
     for found in batches(3):
         loss, leaf = embedded(stale, found)
         loss.backward()
-        push = leaf.grad.sign() * 0.2 * leaf.detach().square().mean().sqrt()
+        push = leaf.grad.sign() * 0.2 * leaf.detach().square().mean(dim=(1, 2), keepdim=True).sqrt()
         clean, _ = embedded(now, found, torch.zeros(()))
         against, _ = embedded(now, found, push)
         (0.7 * clean + 0.3 * against).backward()
