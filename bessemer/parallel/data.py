@@ -72,9 +72,10 @@ def apply(
     for module in wrapped:
         module.set_gradient_divide_factor(1.0)  # gradients are sums: the engine has divided by global counts
         module.set_force_sum_reduction_for_comms(True)
-    for before, after in pairwise(blocks):
-        before.set_modules_to_forward_prefetch([after])
-        after.set_modules_to_backward_prefetch([before])
+    for run in [blocks] if list(roots) == [model] else chains:  # never from one stage into another, whose turn is later
+        for before, after in pairwise(run):
+            before.set_modules_to_forward_prefetch([after])
+            after.set_modules_to_backward_prefetch([before])
     return _levels(world, sets, [*blocks, *roots], products) if shard == "levels" else []
 
 

@@ -209,7 +209,7 @@ def _shapes(block: nn.Module) -> Any:
 
 def _stages(plan: Plan, world: World) -> Any:
     """What this rank's place along the pipe axis has, as places that do the same have it too."""
-    found = pipeline.Pipeline(_skeleton(plan), world, plan.parallel.pipe)
+    found = pipeline.Pipeline(_skeleton(plan), world, plan.parallel.pipe, plan.parallel.cuts, plan.parallel.remat == "full", plan.dtype)
     return tuple((stage.first, stage.last, tuple(map(_shapes, stage.blocks))) for stage in found.stages)
 
 

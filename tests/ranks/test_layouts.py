@@ -1,8 +1,9 @@
 """Every layout trains the model that one process trains: loss, each gradient, norm and updated weights, to 1e-5 in float32.
 
-The layouts are data: add a line. `python -m tests.ranks.test_layouts` prints them as a table for the docs.
+The layouts are data: add a line. `python -m tests.ranks.test_layouts` writes them as a table into docs/parallel.md.
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -25,6 +26,8 @@ class Case(NamedTuple):
 
 EXPERTS = {"count": 4, "active": 2, "ffn": 24, "shared": 1, "balance": 0.1, "z": 0.01, "bias": 0.05}
 DEEP = {"depth": 4}
+
+BEGIN, END = "<!-- layouts -->", "<!-- /layouts -->"
 
 CASES = [
     Case({"data": 2}),
@@ -160,7 +163,25 @@ def test_a_layout_trains_as_one_process_does(ranks, serial, case):
     compare(got, serial(case), "", 1e-5)
 
 
+def table() -> str:
+    """The layouts for docs/parallel.md."""
+    lines = [
+        f"{len(CASES)} layouts, each a row of `CASES` in tests/ranks/test_layouts.py.",
+        "",
+        "| ranks | mesh | parallel | recipe |",
+        "|---|---|---|---|",
+    ]
+    for case in CASES:
+        model = [f"{k}={v}" for k, v in case.model.items() if k != "experts"]
+        if "experts" in case.model:
+            model.append(" ".join(["experts", *(f"{k}={v}" for k, v in case.model["experts"].items() if k not in EXPERTS)]))
+        words = [*model, *[case.optim] * (case.optim != "adamw"), *[case.objective] * (case.objective != "next_token"), *["compiled"] * case.compile]
+        mesh, parallel = Mesh.of(case.mesh), ", ".join(f"{k}={v}" for k, v in case.parallel.items())
+        lines.append(f"| {mesh.ranks} | {mesh.describe()} | {parallel} | {', '.join(words)} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    print("| mesh and recipe |\n|---|")
-    for each in CASES:
-        print(f"| {name(each)} |")
+    page = Path(__file__).resolve().parents[2] / "docs" / "parallel.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}")
