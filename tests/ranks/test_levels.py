@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import Mesh, World
 from bessemer.core.registry import choose
+from bessemer.models.attach import attach
 from bessemer.models.families.decoder import Decoder
 from bessemer.parallel import data
 from bessemer.parallel.order import Parallel, spread
@@ -87,3 +88,25 @@ def held() -> list[bool]:
 
 def test_small_models_are_kept_whole(ranks):
     assert ranks(held, count=2) == [[True, False]] * 2
+
+
+def mixed(shard: str) -> str:
+    """What is said of a step whose micro-batches use different parameters."""
+    world = World(Mesh(data=2))
+    model = Decoder(VOCABULARY, 3, **MODEL)
+    objectives = {task: (attach(model, task, choose("objectives", name)), 1.0) for task, name in (("a", "next_token"), ("b", "position_prediction"))}
+    layout = spread(model, world, Parallel(shard=shard, pair=1, node=2))
+    made = batches([2, 2], 0)
+    for batch, task in zip(made, objectives, strict=True):
+        batch.task = task
+    mine = [share(objectives[batch.task][0].prepare(batch, 7), world.index("data"), 2) for batch in made]
+    try:
+        Engine(model, objectives, torch.float32, layout).forward_backward(mine)
+    except RecipeError as error:
+        return error.problem
+    return ""
+
+
+def test_micro_batches_of_different_parameters_are_refused(ranks):
+    assert all("different parameters" in said for said in ranks(mixed, "levels", count=2))
+    assert ranks(mixed, "full", count=2) == ["", ""]
