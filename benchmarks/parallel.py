@@ -165,6 +165,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=HERE.parent / ".peers" / "throughput-store")
     parser.add_argument("--cache", type=Path, default=HERE.parent / ".peers" / "parallel-cache", help="of compiled code, kept between runs")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and so ends the contenders
     if given.ours:
         ours(given)
         return

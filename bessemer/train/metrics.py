@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class Metrics:
         self.folder = folder
         self._out: Any = None
         self._board: Any = None
+        self._waiting: list[tuple[dict[str, float], int, float]] = []
         self.listeners: list[Callable[[dict[str, float], int], None]] = []
 
     def rewind(self, step: int) -> None:
@@ -42,17 +44,28 @@ class Metrics:
         if self._out is None:
             self._out = open(self.file, "a", buffering=1)  # noqa: SIM115 - held for the whole run
         self._out.write(json.dumps(_finite(line)) + "\n")
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=line.get("step"))
         flat, step = dict(_flat(line)), int(line["step"])
-        for name, value in flat.items():
-            self._board.add_scalar(name, value, step)
+        first = self._board is None and not self._waiting
+        self._waiting.append((flat, step, time.time()))
+        if not first:  # TensorBoard takes a second to import, for which a process's first step needn't wait
+            self._show()
         for hear in self.listeners:
             hear(flat, step)
 
+    def _show(self) -> None:
+        """Gives TensorBoard what it has not been given yet."""
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._waiting[0][1])
+        for flat, step, when in self._waiting:
+            for name, value in flat.items():
+                self._board.add_scalar(name, value, step, when)
+        self._waiting.clear()
+
     def close(self) -> None:
+        if self._waiting:
+            self._show()
         for each in (self._out, self._board):
             if each is not None:
                 each.close()
