@@ -7,12 +7,15 @@ With floors alone the results go to results/joint_floors.json.
 Every contender is a decoder of depth 3 and width 64, trained from scratch with Muon and AdamW; rows of 192 columns, pictures of 32 x 32 in
 patches of 8. Text is bytes of this machine's Python sources. Figures are held-out, means over seeds.
 
-    floors    alone, 8 rows a step (mae 4): accuracy of linear probes on the trunk's mean state, for size and number of the shapes, which straight
-              lines can't tell well from pixels, against the same on raw pixels and on the untrained trunk (simmim, mae, dmjd, m3i;
-              lejepa with its effective rank, for a collapse would show there); zero-shot accuracy over chance (clip, filip); nats per caption
-              token against those with another picture (captioning); energy distance of samples from held-out pictures, in the states of a trained
-              clip, against that of a Gaussian of the pictures' mean and covariance (flow_matching); flow matching's held-out loss when its first layers are a trained
-              mae's, against flow matching from nothing for as many steps (erw)
+    floors    each alone, 8 rows a step (mae 4):
+              simmim, mae, dmjd, m3i: linear probes on the trunk's mean state for the shapes' size and number, which straight lines can't
+              tell well from pixels, against the same on raw pixels (and, beside it, on the untrained trunk)
+              lejepa: effective rank against a quarter of the width, which a collapse would not reach, for it has no teacher
+              clip, filip: zero-shot accuracy over chance, 1.5 times
+              captioning: nats per token against those with another picture
+              flow_matching: energy distance of samples from held-out pictures, in the states of a trained clip, against that of a Gaussian
+              of the pictures' mean and covariance
+              erw: flow matching's held-out loss when its first layers are a trained mae's, against flow matching from nothing
     together  text, mae, lejepa, clip and captioning in one run, against each alone for as many rows of its own: quality kept, in per
               cent; target 97 for each, and more than 100 for one. The joint run has twice the steps of half the rows for each task.
               Quality is, of text and captions, the probability of a right token (geometric mean); of mae and lejepa the probes'
@@ -218,14 +221,16 @@ def floors(bench: Bench, steps: int, seeds: int, only: list[str]) -> dict[str, A
                 figures.setdefault(key, []).append(value)
         found[name] = {key: round(statistics.mean(values), 4) for key, values in figures.items()}
         print(f"{name:14s} {found[name]}", flush=True)
-    found["beaten"] = {name: beaten(found[name], found["raw_pixels"], found["untrained"]) for name in found if isinstance(found[name], dict)}
+    found["beaten"] = {name: beaten(name, found[name], found["raw_pixels"]) for name in found if isinstance(found[name], dict)}
     return found
 
 
-def beaten(figures: dict[str, float], raw: float, untrained: float) -> bool:
+def beaten(name: str, figures: dict[str, float], raw: float) -> bool:
     """Whether an objective's figures are better than its floor."""
+    if name == "lejepa":
+        return figures["rank"] > MODEL["width"] / 4
     if "probes" in figures:
-        return figures["probes"] > max(raw, untrained) and figures["rank"] > 4
+        return figures["probes"] > raw
     if "times_chance" in figures:
         return figures["times_chance"] > 1.5
     if "nats" in figures:

@@ -65,8 +65,6 @@ from bessemer.objectives._segments import segments
 MODEL: dict[str, Any] = {"name": "decoder", "depth": 3, "width": 64, "heads": 2, "ffn": 192}
 LARGE = {"width": 128, "heads": 4, "ffn": 384}
 LENGTH, ROWS, HIDDEN, WINDOW = 128, 8, 4, 4
-OPTIM = [{"role": "matrix", "name": "muon", "lr": 0.01}, {"name": "adamw", "lr": 1.5e-3}]
-"""Half the usual rates: at these, byte-level trainings had steps that the guard stopped."""
 RESERVE = {"text": ["mask", "modes", "blanks", "units"], "keys": ["mask"], "copies": ["modes", "blanks"]}
 VOCABULARY = {"text": 1024, "keys": 259, "copies": 293}
 """Of each store; the last two hold nothing but bytes and special tokens."""
@@ -116,7 +114,7 @@ class Bench:
         logits = options.pop("logits", None)
         stage = {"do": "train", "name": "train", "inputs": inputs | ({"logits": str(logits)} if logits else {}), "task": [task]}
         stage |= {"model": MODEL, "length": LENGTH, "batch": ROWS, "micro_batch": ROWS, "steps": steps or self.steps}
-        stage |= {"optim": OPTIM, "compile": False, "precision": "float32", "hooks": []} | options
+        stage |= {"guard": "watch", "compile": False, "precision": "float32", "hooks": []} | options
         out = Path(tempfile.mkdtemp(dir=self.folder))
         bessemer.run({"name": "objectives", "seed": seed, "stage": [stage]}, out=out, quiet=True)
         model = bessemer.load(out / "train")
