@@ -188,18 +188,14 @@ def run(
     hooks: list[Choice],
     energy: Callable[[], dict[str, Any]],
 ) -> Run:
-    """Everything the loop needs, made from validated options.
-
-    Raises:
-        BessemerError: options contradict each other or don't fit the data.
-    """
+    """Everything the loop needs, made from validated options; raises BessemerError where they contradict each other or don't fit the data."""
     _check(work, schedule)
     memory.tune()
     model = model.to(device.device()).train()
     objectives = feeds.objectives(work, model, task, tokenizer, along(world.group(*ROWS)))
-    even = mixed or world.count("pipe", "context") > 1  # rows of one length
-    supply = feeds.feeds(work, task, objectives, store, examples, tokenizer, spend.length, spend.rows, logits, not even)
     one = feeds.mixed(work, model, objectives, balance) if mixed else None
+    fold = one is None and world.count("pipe", "context") == 1
+    supply = feeds.feeds(work, task, objectives, store, examples, tokenizer, spend.length, spend.rows, logits, fold)
     objectives = objectives if one is None else {MIXED: (one, 1.0)}
     compiler.fuse(compile and not work.smoke)
     flops = model.flops_per_token(spend.length)
@@ -216,11 +212,8 @@ def run(
         "length": spend.length,
         "model": registry.as_plain(model.options),
     }
-    identity = {
-        "tokens": store.hash if store else "",
-        "tokenizer": tokenizer.fingerprint,
-        **{f"examples {each.folder.name}": each.hash for each in examples},
-    }
+    identity = {"tokens": store.hash if store else "", "tokenizer": tokenizer.fingerprint}
+    identity |= {f"examples {each.folder.name}": each.hash for each in examples}
     built = Run(
         work=work,
         model=model,
