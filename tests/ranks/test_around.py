@@ -73,7 +73,6 @@ CASES = [
     pytest.param(*TENSOR, HUTCHINSON, [], id="sophia by hutchinson, tensor"),
     pytest.param(*FULL, ADAMW, [*AVERAGE, *NOISE], id="ema, shards"),
     *(pytest.param(*FULL, SGD if name == "spsa" else ADAMW, beside(name), id=f"{name}, shards") for name in METHODS),
-    pytest.param(*TENSOR, SGD, beside("spsa"), id="spsa, tensor"),
 ]
 
 
@@ -87,14 +86,15 @@ def test_ranks_give_what_one_process_gives(ranks, mesh, parallel, optim, around)
     assert found["noise"] == pytest.approx(alone["noise"], rel=1e-3)
 
 
-def refused(optim: dict[str, Any], around: list[dict[str, Any]]) -> str:
+def refused(mesh: dict[str, int], optim: dict[str, Any], around: list[dict[str, Any]]) -> str:
     """What is said about a sharded run."""
     try:
-        train({"data": 2}, {}, optim, around)
+        train(mesh, {}, optim, around)
     except BessemerError as error:
         return error.problem
     return ""
 
 
-def test_what_needs_whole_tensors_refuses_sharded_ones(ranks):
-    assert all("needs whole tensors" in said for said in ranks(refused, ADAMW, ["deep_zero"], count=2))
+@pytest.mark.parametrize(("mesh", "around"), [({"data": 2}, ["deep_zero"]), ({"tensor": 2}, ["spsa"])])
+def test_what_needs_whole_tensors_refuses_sharded_ones(ranks, mesh, around):
+    assert all("needs whole tensors" in said for said in ranks(refused, mesh, ADAMW, around, count=2))

@@ -69,4 +69,6 @@ class NoiseScale(Around):
 
     def _square(self, probe: Probe, gradients: list[Tensor]) -> float:
         mine = [shards.local(g) for g in gradients]
+        if all(shards.pieces(g) == 1 for g in gradients):
+            return float(torch.stack([g.double().square().sum() for g in mine]).sum()) if mine else 0.0
         return probe.engine.layout.inner([shards.pieces(g) for g in gradients], mine, mine)

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from bessemer.core import rng
+from bessemer.core import rng, shards
+from bessemer.core.errors import RecipeError
 from bessemer.core.progress import Progress
 from bessemer.optim._probe import Probe, laid_out, weights
 from bessemer.optim.around._around import Around
@@ -59,6 +61,12 @@ class Spsa(ZerothOrder):
     def __init__(self, params: Any, model: nn.Module, *, radius: float = 1e-3, directions: int = 1, seed: int = 0) -> None:
         self.radius, self.directions, self.seed = radius, directions, seed
         super().__init__(params, model)
+        if any(isinstance(p, DTensor) and shards.TENSOR in (p.device_mesh.mesh_dim_names or ()) for p in self.names):
+            raise RecipeError(
+                "needs whole tensors or shards of data: its estimates under tensor parallelism are not one process's",
+                key="around.spsa",
+                mend="mesh.tensor = 1",
+            )
 
     @torch.no_grad()
     def prepare(self, probe: Probe) -> None:
