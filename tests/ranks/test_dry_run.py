@@ -83,6 +83,17 @@ def test_bytes_are_those_of_real_ranks(ranks, monkeypatch, case, small):
     assert found.activations[0] == real[0]["activations"]
 
 
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved", "zbv"])
+def test_stages_without_memory_hold_and_send_the_same(monkeypatch, schedule):
+    model = {"depth": 4, "tied": schedule == "1f1b", "experts": EXPERTS if schedule == "interleaved" else None}
+    case = ({"pipe": 2, "data": 2, "tensor": 2}, {"pipe": schedule}, model, 3)
+    with_memory = dry.run(plan(*case)).plain()
+    monkeypatch.setattr(dry, "SMALL", 0)
+    assert dry.run(plan(*case)).plain() == with_memory
+    places = {each["pipe"] for each in with_memory["traffic"] if each["kind"] == "send"}
+    assert places == {0, 1}
+
+
 def test_experts_are_shared_out_as_on_real_ranks(ranks):
     case = ({"data": 4, "expert": 2}, {}, {"experts": EXPERTS}, 1)
     found = dry.run(plan(*case))
