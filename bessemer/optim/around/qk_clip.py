@@ -41,7 +41,7 @@ class QkClip(Around):
                 key="around.qk_clip",
                 mend='model.qk_norm = "none", or leave it out: the norms bound the logits themselves',
             )
-        if any(isinstance(p, DTensor) and shards.TENSOR in (p.device_mesh.mesh_dim_names or ()) for p in self.names):
+        if any(isinstance(p, DTensor) and not set(p.device_mesh.mesh_dim_names or ()) <= set(shards.DATA) for p in self.names):
             raise RecipeError("each rank sees the logits of its own heads only", key="around.qk_clip", mend="mesh.tensor = 1")
         self.peaks = [torch.full((layer.heads,), -torch.inf, device=layer.qkv.weight.device) for layer in self.layers]
         for layer, peaks in zip(self.layers, self.peaks, strict=True):

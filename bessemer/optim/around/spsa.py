@@ -61,7 +61,7 @@ class Spsa(ZerothOrder):
     def __init__(self, params: Any, model: nn.Module, *, radius: float = 1e-3, directions: int = 1, seed: int = 0) -> None:
         self.radius, self.directions, self.seed = radius, directions, seed
         super().__init__(params, model)
-        if any(isinstance(p, DTensor) and shards.TENSOR in (p.device_mesh.mesh_dim_names or ()) for p in self.names):
+        if any(isinstance(p, DTensor) and not set(p.device_mesh.mesh_dim_names or ()) <= set(shards.DATA) for p in self.names):
             raise RecipeError(
                 "needs whole tensors or shards of data: its estimates under tensor parallelism are not one process's",
                 key="around.spsa",
