@@ -140,7 +140,7 @@ def finite(members: list[Tensor]) -> list[Tensor]:
 def not_finite(tensors: Sequence[Tensor]) -> list[bool]:
     """Which tensors hold a number that is not finite; of sharded ones all ranks say the same."""
     bad = _fused.not_finite(tensors)
-    return norms(tensors).isfinite().logical_not().tolist() if bad is None else bad
+    return [not fine for fine in norms(tensors).isfinite().tolist()] if bad is None else bad
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
