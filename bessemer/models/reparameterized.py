@@ -90,7 +90,7 @@ class Matrix(nn.Module):
 
     def hold(self, name: str, value: Tensor, role: str = "matrix", axes: tuple[str, ...] | None = None, *, trains: bool = True) -> None:
         """Makes a parameter; of itself its axes are those of the whole matrix."""
-        self.register_parameter(name, nn.Parameter(value.detach().clone(), requires_grad=trains))
+        self.register_parameter(name, nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format), requires_grad=trains))
         self.axes[name], self.roles[name] = axes or self.place.axes, role
 
     def composed(self) -> Tensor:

@@ -93,14 +93,14 @@ def _divide(parameters: list[nn.Parameter], size: int) -> list[list[nn.Parameter
 
 
 def _laid(parameters: list[nn.Parameter], flat: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Makes gradients views of the bucket they are in; those that lie on a mesh can't be: (gradient, its place in the bucket)."""
+    """Makes gradients views of the bucket they are in; those that lie on a mesh, or otherwise in memory, can't be: (gradient, its place)."""
     copies, begin = [], 0
     for parameter in parameters:
         gradient: Any = parameter.grad
         piece = shards.local(gradient)
         place = flat[begin : begin + piece.numel()].view_as(piece)
         begin += piece.numel()
-        if isinstance(gradient, DTensor):
+        if isinstance(gradient, DTensor) or piece.stride() != place.stride():  # fused updates take a gradient to lie like its parameter
             copies.append((piece, place))
         else:
             parameter.grad = place

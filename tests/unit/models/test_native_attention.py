@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bessemer.models.families.decoder import Decoder
 from bessemer.models.layers import mask as masks
-from bessemer.models.layers.native_attention import fits, native_attention
+from bessemer.models.layers.native_attention import fits, native_attention, prepare
+
+prepare()
 
 CASES = {
     "one block": (1, 1, 1, 32, 32, "none"),
@@ -65,3 +68,19 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
     assert not fits(torch.zeros(1, 1, 48, 32), None)
     assert not fits(torch.zeros(1, 1, 32, 48), None)
     assert not fits(torch.zeros(1, 1, 32, 32, dtype=torch.bfloat16), None)
+
+
+def test_a_block_compiles_to_one_graph_with_the_kernel_in_it() -> None:
+    if not fits(torch.zeros(1, 1, 32, 32), None):
+        pytest.skip("this processor or compiler has no use for the kernel")
+    model, graphs = Decoder(65, 1, depth=1, width=64, heads=2, length=32), []
+
+    def note(graph: torch.fx.GraphModule, given: object) -> torch.fx.GraphModule:
+        graphs.append({str(node.target) for node in graph.graph.nodes})
+        return graph
+
+    model.blocks[0].compile(backend=note, fullgraph=True, dynamic=False)
+    tokens = torch.arange(64).view(2, 32) % 65
+    model(tokens)
+    assert len(graphs) == 1
+    assert any("causal_attention" in target for target in graphs[0])
