@@ -5,7 +5,7 @@ A workload is a file in benchmarks/workloads: a recipe, overrides, and a budget 
 first held-out measure at or below it, and a method that most seeds never bring there has none. Matrices are moved by the method, the
 rest by AdamW. What is done stays done: the same command goes on, and methods can be added later.
 
-    python benchmarks/workloads.py depth2 [--only adamw,muon] [--seeds 3] [--tune 3] [--quick]
+    python benchmarks/workloads.py depth2 [--only adamw,muon] [--seeds 3] [--tune 5] [--quick]
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("workload", choices=sorted(file.stem for file in FOLDER.glob("*.toml")))
     parser.add_argument("--only", default="")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tune", type=int, default=3)
+    parser.add_argument("--tune", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="two methods, one seed, two rates, a hundredth of the budget")
     asked = parser.parse_args()
     work = tomllib.loads((FOLDER / f"{asked.workload}.toml").read_text())

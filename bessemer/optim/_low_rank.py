@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core.registry import Auto
 from bessemer.optim import _fused
 from bessemer.optim._blocks import Packed, States, stored_bytes
 from bessemer.optim._products import Product, fast, multiply
@@ -36,7 +37,7 @@ class LowRank(Rule):
         weight_decay: float,
         betas: list[float],
         eps: float,
-        rank: int,
+        rank: int | Auto,
         refresh: int,
         states: States,
         products: Products,
@@ -46,7 +47,11 @@ class LowRank(Rule):
 
     def projects(self, rows: int, columns: int) -> bool:
         """Whether a matrix of this shape is projected."""
-        return min(rows, columns) > self.rank
+        return min(rows, columns) > self.rank_of(rows, columns)
+
+    def rank_of(self, rows: int, columns: int) -> int:
+        """The rank that a matrix of this shape is projected to: as given, or a quarter of its shorter side."""
+        return max(1, min(rows, columns) // 4) if self.rank == "auto" else self.rank
 
     def correction(self, step: int) -> float:
         """sqrt(1 - b2^t) / (1 - b1^t)."""
@@ -62,7 +67,7 @@ class LowRank(Rule):
                 if not self.projects(*matrix.weight.shape):
                     self.plain_matrix(group, step, matrix)
                     continue
-                low = self.rank * max(matrix.weight.shape)
+                low = self.rank_of(*matrix.weight.shape) * max(matrix.weight.shape)
                 if batch and size + low > most:
                     self.move(group, step, batch)
                     batch, size = [], 0
@@ -140,7 +145,8 @@ class LowRank(Rule):
         total = 0
         for rows, columns in shapes(shape, parts):
             if self.projects(rows, columns):
-                total += 2 * stored_bytes(self.rank * max(rows, columns), self.states, width) + held * self.rank * min(rows, columns) + per_matrix
+                rank = self.rank_of(rows, columns)
+                total += 2 * stored_bytes(rank * max(rows, columns), self.states, width) + held * rank * min(rows, columns) + per_matrix
             else:
                 total += 2 * stored_bytes(rows * columns, self.states, width)
         return total

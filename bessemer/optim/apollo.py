@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bessemer.core import rng
+from bessemer.core.registry import Auto
 from bessemer.optim import _fused
 from bessemer.optim._blocks import States
 from bessemer.optim._low_rank import LowRank, channel_norms, norm_growth, subtract
@@ -24,7 +25,7 @@ class Apollo(LowRank):
     and the step; one of each size is kept at hand, r m numbers, for all matrices with that shorter side.
 
     Args:
-        rank: of the projection, on the shorter side.
+        rank: of the projection, on the shorter side; "auto": a quarter of it.
         refresh: steps between projections.
         scale: of the update, its square root is applied; 1 for channels, 128 for tensors of rank 1 in the paper.
         by: what shares a factor, a channel along the longer side or the whole matrix.
@@ -43,7 +44,7 @@ class Apollo(LowRank):
         betas: list[float] = [0.9, 0.999],
         eps: float = 1e-6,
         weight_decay: float = 0.0,
-        rank: int = 128,
+        rank: int | Auto = "auto",
         refresh: int = 200,
         scale: float = 1.0,
         by: Literal["channel", "tensor"] = "channel",
@@ -64,7 +65,8 @@ class Apollo(LowRank):
         turn = (step - 1) // self.refresh
         kept = self.at_hand.get(side)
         if kept is None or kept[0] != turn:
-            drawn = torch.randn(side, self.rank, generator=rng.generator(self.seed, "apollo", side, turn)) / math.sqrt(self.rank)
+            rank = self.rank_of(side, side)
+            drawn = torch.randn(side, rank, generator=rng.generator(self.seed, "apollo", side, turn)) / math.sqrt(rank)
             kept = self.at_hand[side] = (turn, drawn.to(like))
         return kept[1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bessemer.core.registry import Auto
 from bessemer.optim._blocks import States
 from bessemer.optim._low_rank import channel_norms, norm_growth, subtract
 from bessemer.optim._rule import Group, Matrix, Products
@@ -17,7 +18,7 @@ class Fira(Galore):
     State of an m x n matrix, m <= n: r (m + 2 n) numbers of the parameter's type and one norm.
 
     Args:
-        rank: of the projection, on the shorter side.
+        rank: of the projection, on the shorter side; "auto": a quarter of it.
         refresh: steps between projections.
         scale: the projected update's factor; as in the authors' code the rest is the gradient less `scale` times its projection.
         limit: by how much the norm of the scaled rest may grow from step to step.
@@ -34,7 +35,7 @@ class Fira(Galore):
         betas: list[float] = [0.9, 0.999],
         eps: float = 1e-6,
         weight_decay: float = 0.0,
-        rank: int = 128,
+        rank: int | Auto = "auto",
         refresh: int = 200,
         scale: float = 0.25,
         limit: float = 1.01,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core.registry import Auto
 from bessemer.optim._blocks import States
 from bessemer.optim._low_rank import LowRank
 from bessemer.optim._products import Product, multiply
@@ -20,7 +21,7 @@ class Galore(LowRank):
     State of an m x n matrix, m <= n: r (m + 2 n) numbers of the parameter's type.
 
     Args:
-        rank: of the projection, on the shorter side.
+        rank: of the projection, on the shorter side; "auto": a quarter of it.
         refresh: steps between projections.
         scale: the update's factor.
         weight_decay: decoupled.
@@ -36,7 +37,7 @@ class Galore(LowRank):
         betas: list[float] = [0.9, 0.999],
         eps: float = 1e-6,
         weight_decay: float = 0.0,
-        rank: int = 128,
+        rank: int | Auto = "auto",
         refresh: int = 200,
         scale: float = 0.25,
         states: States = "full",
@@ -54,7 +55,7 @@ class Galore(LowRank):
         """The projection, [shorter side, r], renewed when that is due."""
         gradient = matrix.gradient
         if "projection" not in matrix or (step - 1) % self.refresh == 0:
-            matrix["projection"] = self.stored(leading(gradient, self.rank))
+            matrix["projection"] = self.stored(leading(gradient, self.rank_of(*gradient.shape)))
         return matrix["projection"].to(gradient.dtype)
 
     def back(self, group: Group, step: int, batch: list[Matrix], updates: list[Tensor], bases: list[Tensor]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core.registry import Auto
 from bessemer.optim._rule import Products
 from bessemer.optim.galore import Galore
 
@@ -18,7 +19,7 @@ class Galore8bit(Galore):
     State of an m x n matrix, m <= n: 2 r m + 2.03125 r n bytes.
 
     Args:
-        rank: of the projection, on the shorter side.
+        rank: of the projection, on the shorter side; "auto": a quarter of it.
         refresh: steps between projections.
         scale: the update's factor.
         weight_decay: decoupled.
@@ -33,7 +34,7 @@ class Galore8bit(Galore):
         betas: list[float] = [0.9, 0.999],
         eps: float = 1e-6,
         weight_decay: float = 0.0,
-        rank: int = 128,
+        rank: int | Auto = "auto",
         refresh: int = 200,
         scale: float = 0.25,
         products: Products = "float32",
