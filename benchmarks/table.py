@@ -1,4 +1,4 @@
-"""The committed results as a markdown table; with --readme it is put into README.md.
+"""The committed results: the chief figures for README.md, and every figure for docs/figures.md; with --readme both are written.
 
 python benchmarks/table.py [--readme]
 """
@@ -14,7 +14,52 @@ from typing import Any
 from results import FOLDER
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+WHOLE = README.parent / "docs" / "figures.md"
 BEGIN, END = "<!-- figures: python benchmarks/table.py --readme -->", "<!-- end of figures -->"
+
+CHIEF: dict[str, dict[str, tuple[str, ...]]] = {
+    "throughput": {
+        "tiny: times the best other": ("tiny", "ours", "times the best peer"),
+        "small": ("small", "ours", "times the best peer"),
+        "tiny: MFU": ("tiny", "ours", "mfu"),
+        "small: MFU ": ("small", "ours", "mfu"),
+        "tiny: first step, s": ("tiny", "ours", "first step cold"),
+        "warm": ("tiny", "ours", "first step warm"),
+        "tiny: MB": ("tiny", "ours", "peak_mb"),
+        "by hand": ("tiny", "by_hand", "peak_mb"),
+    },
+    "time_to_loss": {"times faster than tuned AdamW by hand, at least": ("times faster, at least",)},
+    "tokenizer": {"MB/s, two threads": ("ours, two threads",), "tiktoken": ("tiktoken, two threads",)},
+    "deduplication": {"times datatrove": ("ratio",), "recall": ("ours", "all"), "datatrove's": ("datatrove", "all")},
+    "checkpoint": {"training stopped, s": ("ways", "ours", "blocked"), "torch's asynchronous save": ("ways", "torch async_save", "blocked")},
+    "transfer": {"best rate at depth 4 over best at depth 12": ("apart",)},
+    "generation": {"times transformers, one prompt": ("1 x greedy", "ratio"), "8": ("8 x greedy", "ratio"), "32": ("32 x greedy", "ratio")},
+    "engine": {"our step over one by hand": ("ratio",)},
+    "joint": {"joint step, % of the single tasks' rate": ("rate", "per_cent")},
+    "parallel_start": {"eight ranks' first step, s": ("eight ranks' first step, s",)},
+    "workload_depth2": {"share of AdamW's steps that muon takes to its loss": ("best", "share_of_reference_steps")},
+}
+"""What README.md shows: benchmark -> label -> where the figure stands."""
+
+
+def summary() -> str:
+    """A row for each benchmark."""
+    lines = ["| `python benchmarks/...` | found | all targets held |", "|---|---|---|"]
+    for name, labels in CHIEF.items():
+        file = FOLDER / f"{name}.json"
+        if not file.exists():
+            continue
+        result = json.loads(file.read_text())
+        found = ", ".join(f"{label.strip()} {_short(_at(result['figures'], path))}" for label, path in labels.items())
+        command = result["command"].removeprefix("python ").removeprefix("benchmarks/")
+        lines.append(f"| `{command}` | {found} | {'yes' if result['holds'] else 'no'} |")
+    return "\n".join(lines)
+
+
+def _at(figures: Any, path: tuple[str, ...]) -> Any:
+    for part in path:
+        figures = figures[part]
+    return figures
 
 
 def table() -> str:
@@ -58,12 +103,12 @@ def _short(value: Any) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--readme", action="store_true", help="replace the table in README.md")
-    made = table()
+    parser.add_argument("--readme", action="store_true", help="write README.md's table and docs/figures.md")
     if parser.parse_args().readme:
         before, _, rest = README.read_text().partition(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n{made}\n{END}{rest.partition(END)[2]}")
-    print(made)
+        README.write_text(f"{before}{BEGIN}\n{summary()}\n{END}{rest.partition(END)[2]}")
+        WHOLE.write_text(f"# Every figure\n\nWritten by `python benchmarks/table.py --readme` from `benchmarks/results/`.\n\n{table()}\n")
+    print(summary())
 
 
 if __name__ == "__main__":
