@@ -22,11 +22,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import io
 import json
-import keyword
 import math
-import re
 import statistics
 import tempfile
 import time
@@ -41,6 +38,7 @@ from typing import Any
 import numpy as np
 import torch
 from kept import Kept
+from objective_texts import HIDDEN, LINE, copies, keys, labels, text
 from results import finish
 from torch.nn import functional as F
 
@@ -49,10 +47,7 @@ from bessemer.core import rng
 from bessemer.core.batch import Batch
 from bessemer.core.registry import choose
 from bessemer.data.corpus import write_corpus
-from bessemer.data.document import Document
 from bessemer.data.loader import Loader
-from bessemer.data.sources.arithmetic import arithmetic
-from bessemer.data.sources.stdlib import stdlib
 from bessemer.data.special import MASK, SPEECH, TEXT
 from bessemer.data.tokenizer import Tokenizer
 from bessemer.data.tokens import Tokens
@@ -64,7 +59,7 @@ from bessemer.objectives._segments import segments
 
 MODEL: dict[str, Any] = {"name": "decoder", "depth": 3, "width": 64, "heads": 2, "ffn": 192}
 LARGE = {"width": 128, "heads": 4, "ffn": 384}
-LENGTH, ROWS, HIDDEN, WINDOW = 128, 8, 4, 4
+LENGTH, ROWS, WINDOW = 128, 8, 4
 RESERVE = {"text": ["mask", "modes", "blanks", "units"], "keys": ["mask"], "copies": ["modes", "blanks"]}
 VOCABULARY = {"text": 1024, "keys": 259, "copies": 293}
 """Of each store; the last two hold nothing but bytes and special tokens."""
@@ -120,49 +115,6 @@ class Bench:
         model = bessemer.load(out / "train")
         model.folder = out / "train"
         return model.eval()
-
-
-def text(share: float) -> Iterator[Document]:
-    """Code, prose and sums, in documents of about 1,500 characters that begin where a definition or a paragraph does."""
-    for each in stdlib(megabytes={"code": 2.0 * share, "prose": 1.0 * share}):
-        if isinstance(each, Document):
-            starts = re.split(r"\n(?=def |class |@|[A-Z])" if each.domain == "code" else r"\n\n", each.text)
-            for number, part in enumerate(gathered(starts, 1500)):
-                yield replace(each, text=part, id=f"{each.id}-{number}")
-    yield from (each for each in arithmetic(documents=int(1500 * share), lines=6) if isinstance(each, Document))
-
-
-def gathered(parts: list[str], size: int) -> Iterator[str]:
-    """Neighbouring parts joined until they have so many characters."""
-    held = ""
-    for part in parts:
-        held = f"{held}\n{part}" if held else part
-        if len(held) >= size:
-            yield held
-            held = ""
-    if held.strip():
-        yield held
-
-
-def keys(count: int) -> Iterator[Document]:
-    """Eight letters with a digit each; then they are asked for in another order, and one of them again."""
-    for number in range(count):
-        draw = rng.numpy_generator(0, "keys", number)
-        names = [chr(65 + int(n)) for n in draw.choice(26, 8, replace=False)]
-        values = dict(zip(names, draw.integers(0, 10, 8).tolist(), strict=True))
-        asked = [names[int(n)] for n in [*draw.permutation(8), int(draw.integers(8))]]
-        yield Document("|".join("".join(f"{name}{values[name]}" for name in each) for each in (names, asked)), "keys", "keys", str(number))
-
-
-LINE = 10
-"""Bytes of a line of `copies`."""
-
-
-def copies(count: int) -> Iterator[Document]:
-    """Six lines such as "qzfb=qzfb"."""
-    for number in range(count):
-        letters = rng.numpy_generator(0, "copies", number).integers(97, 123, (6, HIDDEN))
-        yield Document("".join("{0}={0}\n".format(bytes(line.tolist()).decode()) for line in letters), "copies", "copies", str(number))
 
 
 def nats(bench: Bench, model: Any, domain: str | None = None) -> float:
@@ -304,22 +256,6 @@ def electra(bench: Bench, seed: int) -> dict[str, float]:
     contenders = {"electra": detected, "masked_language": masked, "untrained": untrained.eval()}
     found = {name: tuned(bench, model, seed) for name, model in contenders.items()}
     return found | {"floor": found["masked_language"], "compute of a step over masked language's": ratio}
-
-
-CLASSES = {"keyword": 1, "name": 2, "string": 3, "comment": 4, "number": 5, "op": 6}
-
-
-def labels(source: str) -> np.ndarray[Any, Any]:
-    """The lexical class of each byte of a Python source; 0 is white space."""
-    lines, found = source.splitlines(keepends=True), np.zeros(len(source.encode()), dtype=np.int64)
-    starts = np.cumsum([0] + [len(line.encode()) for line in lines])
-    kinds = {tokenize.STRING: 3, tokenize.COMMENT: 4, tokenize.NUMBER: 5, tokenize.OP: 6}
-    for each in tokenize.generate_tokens(io.StringIO(source).readline):
-        kind = (1 if keyword.iskeyword(each.string) else 2) if each.type == tokenize.NAME else kinds.get(each.type, 0)
-        if kind and each.start[0] <= len(lines):
-            begin = starts[each.start[0] - 1] + len(lines[each.start[0] - 1][: each.start[1]].encode())
-            found[begin : begin + len(each.string.encode())] = kind
-    return found
 
 
 def labelled(bench: Bench, split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:

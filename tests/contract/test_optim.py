@@ -77,15 +77,18 @@ def equal(a, b):
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
+def save(folder, step, model, optimizer):
+    saver = Checkpointer(folder)
+    saver.save(step, *state_of(model, [optimizer]))
+    saver.wait()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_continues_from_a_checkpoint_bit_by_bit(name, tmp_path):
     model = net(name)
     optimizer = build(name, model)
     steps(model, optimizer, range(5))
-    saver = Checkpointer(tmp_path)
-    tensors, plain = state_of(model, [optimizer])
-    saver.save(5, tensors, plain)
-    saver.wait()
+    save(tmp_path, 5, model, optimizer)
     steps(model, optimizer, range(5, 11))
     again = net(name, seed=1)
     fresh = build(name, again)
@@ -270,10 +273,7 @@ def test_groups_that_changed_since_the_checkpoint_are_refused_and_nothing_is_tou
     model = net(name)
     optimizer = build(name, model)
     steps(model, optimizer, range(2))
-    saver = Checkpointer(tmp_path)
-    tensors, plain = state_of(model, [optimizer])
-    saver.save(2, tensors, plain)
-    saver.wait()
+    save(tmp_path, 2, model, optimizer)
     again = net(name, seed=1)
     fresh = build(name, again)
     first, last = fresh.param_groups[0], fresh.param_groups[-1]

@@ -118,12 +118,16 @@ CASES = [
 ]
 
 
-def name(case: Case) -> str:
-    words = [Mesh.of(case.mesh).describe(), *(f"{k}={v}" for k, v in {**case.parallel, **case.model}.items() if k != "experts")]
+def recipe(case: Case) -> list[str]:
+    """What the case's recipe says beside its mesh."""
+    words = [f"{k}={v}" for k, v in case.model.items() if k != "experts"]
     if "experts" in case.model:
         words.append(" ".join(["experts", *(f"{k}={v}" for k, v in case.model["experts"].items() if k not in EXPERTS)]))
-    words += [case.optim] * (case.optim != "adamw") + [case.objective] * (case.objective != "next_token") + ["compiled"] * case.compile
-    return ", ".join(words)
+    return words + [case.optim] * (case.optim != "adamw") + [case.objective] * (case.objective != "next_token") + ["compiled"] * case.compile
+
+
+def name(case: Case) -> str:
+    return ", ".join([Mesh.of(case.mesh).describe(), *(f"{k}={v}" for k, v in case.parallel.items()), *recipe(case)])
 
 
 def run(mesh: dict[str, int], case: Case) -> dict[str, Any]:
@@ -172,12 +176,8 @@ def table() -> str:
         "|---|---|---|---|",
     ]
     for case in CASES:
-        model = [f"{k}={v}" for k, v in case.model.items() if k != "experts"]
-        if "experts" in case.model:
-            model.append(" ".join(["experts", *(f"{k}={v}" for k, v in case.model["experts"].items() if k not in EXPERTS)]))
-        words = [*model, *[case.optim] * (case.optim != "adamw"), *[case.objective] * (case.objective != "next_token"), *["compiled"] * case.compile]
         mesh, parallel = Mesh.of(case.mesh), ", ".join(f"{k}={v}" for k, v in case.parallel.items())
-        lines.append(f"| {mesh.ranks} | {mesh.describe()} | {parallel} | {', '.join(words)} |")
+        lines.append(f"| {mesh.ranks} | {mesh.describe()} | {parallel} | {', '.join(recipe(case))} |")
     return "\n".join(lines)
 
 

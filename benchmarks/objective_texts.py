@@ -1,0 +1,77 @@
+"""What the objectives are measured on: documents of this machine and made ones in which something is to be found, and lexical classes."""
+
+from __future__ import annotations
+
+import io
+import keyword
+import re
+import tokenize
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from bessemer.core import rng
+from bessemer.data.document import Document
+from bessemer.data.sources.arithmetic import arithmetic
+from bessemer.data.sources.stdlib import stdlib
+
+HIDDEN = 4
+"""Letters of a line of `copies`, each time they stand there."""
+
+
+def text(share: float) -> Iterator[Document]:
+    """Code, prose and sums, in documents of about 1,500 characters that begin where a definition or a paragraph does."""
+    for each in stdlib(megabytes={"code": 2.0 * share, "prose": 1.0 * share}):
+        if isinstance(each, Document):
+            starts = re.split(r"\n(?=def |class |@|[A-Z])" if each.domain == "code" else r"\n\n", each.text)
+            for number, part in enumerate(gathered(starts, 1500)):
+                yield replace(each, text=part, id=f"{each.id}-{number}")
+    yield from (each for each in arithmetic(documents=int(1500 * share), lines=6) if isinstance(each, Document))
+
+
+def gathered(parts: list[str], size: int) -> Iterator[str]:
+    """Neighbouring parts joined until they have so many characters."""
+    held = ""
+    for part in parts:
+        held = f"{held}\n{part}" if held else part
+        if len(held) >= size:
+            yield held
+            held = ""
+    if held.strip():
+        yield held
+
+
+def keys(count: int) -> Iterator[Document]:
+    """Eight letters with a digit each; then they are asked for in another order, and one of them again."""
+    for number in range(count):
+        draw = rng.numpy_generator(0, "keys", number)
+        names = [chr(65 + int(n)) for n in draw.choice(26, 8, replace=False)]
+        values = dict(zip(names, draw.integers(0, 10, 8).tolist(), strict=True))
+        asked = [names[int(n)] for n in [*draw.permutation(8), int(draw.integers(8))]]
+        yield Document("|".join("".join(f"{name}{values[name]}" for name in each) for each in (names, asked)), "keys", "keys", str(number))
+
+
+LINE = 10
+"""Bytes of a line of `copies`."""
+
+
+def copies(count: int) -> Iterator[Document]:
+    """Six lines such as "qzfb=qzfb"."""
+    for number in range(count):
+        letters = rng.numpy_generator(0, "copies", number).integers(97, 123, (6, HIDDEN))
+        yield Document("".join("{0}={0}\n".format(bytes(line.tolist()).decode()) for line in letters), "copies", "copies", str(number))
+
+
+def labels(source: str) -> np.ndarray[Any, Any]:
+    """The lexical class of each byte of a Python source; 0 is white space."""
+    lines, found = source.splitlines(keepends=True), np.zeros(len(source.encode()), dtype=np.int64)
+    starts = np.cumsum([0] + [len(line.encode()) for line in lines])
+    kinds = {tokenize.STRING: 3, tokenize.COMMENT: 4, tokenize.NUMBER: 5, tokenize.OP: 6}
+    for each in tokenize.generate_tokens(io.StringIO(source).readline):
+        kind = (1 if keyword.iskeyword(each.string) else 2) if each.type == tokenize.NAME else kinds.get(each.type, 0)
+        if kind and each.start[0] <= len(lines):
+            begin = starts[each.start[0] - 1] + len(lines[each.start[0] - 1][: each.start[1]].encode())
+            found[begin : begin + len(each.string.encode())] = kind
+    return found
