@@ -82,6 +82,9 @@ def workloads() -> Iterator[str]:
             said = "; ".join(filter(None, [str(row["verdict"] or ""), ", ".join(row["failed"] or [])]))
             numbers = [_number(row["final"], ".4f"), _number(row["interval"], ".4f"), _number(share, ".2f"), tuned]
             yield _row(name, *numbers, _number(row["state_bytes"], ",.0f"), said)
+        best = result["figures"]["best"]
+        tries = ", ".join(f"{float(share):.0%}: {final:.4f}" for share, final in best.get("finals", {}).items())
+        yield f"\nTrained in fewer steps than AdamW, its schedule ending there, {best['name']} ends at {tries} of the steps." if tries else ""
 
 
 def low_rank() -> Iterator[str]:

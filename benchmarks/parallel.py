@@ -37,7 +37,9 @@ LAYOUTS = {
 
 
 class Watch:
-    """A hook that writes the time after each step into the file of the environment's WATCH."""
+    """A hook that writes the time after each of the first rank's steps into the file of the environment's WATCH."""
+
+    listens = True
 
     def __init__(self, run) -> None:
         self.file = os.environ["WATCH"]

@@ -85,12 +85,15 @@ class LowRank(Rule):
         raise TypeError(f"{type(self).__name__} has no move")
 
     def project(self, batch: list[Matrix], bases: list[Tensor]) -> list[Tensor]:
-        """The gradients at low rank, [m, r] of a tall matrix and [r, n] of a wide one; each basis is [shorter side, r]."""
+        """The gradients at low rank, [m, r] of a tall matrix and [r, n] of a wide one; each basis is [shorter side, r].
+
+        What Adam makes of them is a thousandth of the weights, so products may be that much coarser than float32 (2^-17 of the gradient's spread).
+        """
         products = []
         for matrix, basis in zip(batch, bases, strict=True):
             a, b = (matrix.gradient, basis) if matrix.tall else (basis.mT, matrix.gradient)
             products.append(Product(a, b, a.new_empty(a.shape[0], b.shape[1])))
-        multiply(products)
+        multiply(products, parts=2)
         return [product.out for product in products]
 
     def adam(self, batch: list[Matrix], lows: list[Tensor]) -> list[Tensor]:

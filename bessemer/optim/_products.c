@@ -74,46 +74,80 @@ static inline void transpose(__m512i r[SIDE]) {
 
 static inline __mmask16 first_of(long count) { return count >= SIDE ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1); }
 
-/* Packs SIDE x DEEP numbers into one tile for each part. Numbers n and n + 16 of the depth make a pair: which do is free, if both factors agree.
-
-   side, deep: strides; lines, depth: how many there are; across: the right factor's way. */
-static inline __attribute__((always_inline)) void pack_tile(const float *from, long side, long deep, long lines, long depth, int across, int parts,
-                                                            uint16_t *to) {
-    __m512i found[3][SIDE];
-    int lying = deep != 1;
-    for (int i = 0; i < SIDE; i++) {
-        __m512 x = _mm512_setzero_ps(), y = x;
-        if (lying) {
-            if (i < depth) x = _mm512_maskz_loadu_ps(first_of(lines), from + i * deep);
-            if (i + SIDE < depth) y = _mm512_maskz_loadu_ps(first_of(lines), from + (i + SIDE) * deep);
-        } else if (i < lines) {
-            x = _mm512_maskz_loadu_ps(first_of(depth), from + i * side);
-            y = _mm512_maskz_loadu_ps(first_of(depth - SIDE), from + i * side + SIDE);
-        }
-        for (int part = 0; part < parts; part++) {
-            __m512i first = rounded(x), second = rounded(y);
-            found[part][i] = _mm512_or_si512(_mm512_srli_epi32(first, 16), _mm512_and_si512(second, _mm512_set1_epi32(0xffff0000)));
-            x = rest(x, first);
-            y = rest(y, second);
-        }
-    }
-    for (int part = 0; part < parts; part++) {
-        if (lying != across) transpose(found[part]);
-        for (int i = 0; i < SIDE; i++) _mm512_store_si512(to + part * TILE + i * DEEP, found[part][i]);
+/* Two vectors of numbers, which are pairs of the depth, to one row of a tile for each part. */
+static inline __attribute__((always_inline)) void split(__m512 x, __m512 y, int parts, __m512i *to, long apart) {
+    for (int part = 0; part < parts; part++, to += apart) {
+        __m512i first = rounded(x), second = rounded(y);
+        _mm512_store_si512(to, _mm512_or_si512(_mm512_srli_epi32(first, 16), _mm512_and_si512(second, _mm512_set1_epi32(0xffff0000))));
+        x = rest(x, first);
+        y = rest(y, second);
     }
 }
 
-/* Two neighbouring rows of tiles, BLOCK lines in all. */
-static void pack_lines(const float *from, long side, long deep, long lines, long depth, int across, int parts, uint16_t *to) {
+/* Two neighbouring rows of tiles, BLOCK lines in all. Numbers n and n + 16 of the depth make a pair: which do is free, if both factors agree.
+
+   Where a line's numbers lie as a tile has them they are read in order, line by line, which is what the processor fetches ahead;
+   `lying` is the other way round, 16 lines side by side for each step of the depth, and transposed tile by tile. */
+static inline __attribute__((always_inline)) void pack(const float *from, long side, long deep, long lines, long depth, int parts, uint16_t *to) {
+    long tiles = ROUND_UP(depth, DEEP) / DEEP;
+    for (long r = 0; r < BLOCK; r++) {
+        uint16_t *row = to + r / SIDE * tiles * parts * TILE + r % SIDE * DEEP;
+        for (long k = 0; k < depth; k += DEEP, row += parts * TILE) {
+            __m512 x = _mm512_setzero_ps(), y = x;
+            if (r < lines) {
+                x = _mm512_maskz_loadu_ps(first_of(depth - k), from + r * side + k);
+                y = _mm512_maskz_loadu_ps(first_of(depth - k - SIDE), from + r * side + k + SIDE);
+            }
+            split(x, y, parts, (__m512i *)row, TILE * 2 / 64);
+        }
+    }
+}
+
+static inline __attribute__((always_inline)) void pack_transposed(const float *from, long side, long deep, long lines, long depth, int lying, int parts,
+                                                                  uint16_t *to) {
     long tiles = ROUND_UP(depth, DEEP) / DEEP;
     for (int half = 0; half < 2; half++)
         for (long k = 0; k < tiles; k++, to += parts * TILE) {
             const float *here = from + half * SIDE * side + k * DEEP * deep;
             long left = lines - half * SIDE, below = depth - k * DEEP;
-            if (parts == 1) pack_tile(here, side, deep, left, below, across, 1, to);
-            else if (parts == 2) pack_tile(here, side, deep, left, below, across, 2, to);
-            else pack_tile(here, side, deep, left, below, across, 3, to);
+            for (int i = 0; i < SIDE; i++) {
+                __m512 x = _mm512_setzero_ps(), y = x;
+                if (lying) {
+                    if (i < below) x = _mm512_maskz_loadu_ps(first_of(left), here + i * deep);
+                    if (i + SIDE < below) y = _mm512_maskz_loadu_ps(first_of(left), here + (i + SIDE) * deep);
+                } else if (i < left) {
+                    x = _mm512_maskz_loadu_ps(first_of(below), here + i * side);
+                    y = _mm512_maskz_loadu_ps(first_of(below - SIDE), here + i * side + SIDE);
+                }
+                split(x, y, parts, (__m512i *)to + i, TILE * 2 / 64);
+            }
+            for (int part = 0; part < parts; part++) transpose((__m512i *)(to + part * TILE));
         }
+}
+
+/* The right factor's columns from one on, where its rows are the lines of memory: read row by row. */
+static inline __attribute__((always_inline)) void pack_across(const float *from, long deep, long columns, long depth, int parts, uint16_t *to) {
+    long tiles = ROUND_UP(depth, DEEP) / DEEP;
+    for (long d = 0; d < tiles * DEEP; d += d % DEEP == SIDE - 1 ? SIDE + 1 : 1)
+        for (long c = 0; c < ROUND_UP(columns, BLOCK); c += SIDE) {
+            __m512 x = _mm512_setzero_ps(), y = x;
+            if (d < depth) x = _mm512_maskz_loadu_ps(first_of(columns - c), from + d * deep + c);
+            if (d + SIDE < depth) y = _mm512_maskz_loadu_ps(first_of(columns - c), from + (d + SIDE) * deep + c);
+            split(x, y, parts, (__m512i *)(to + (c / SIDE * tiles + d / DEEP) * parts * TILE + d % DEEP * DEEP), TILE * 2 / 64);
+        }
+}
+
+/* Lines of the left factor, or columns of the right one (across); the number of parts is a constant in each copy. */
+#define PACK(parts)                                                                                        \
+    if (across && deep != 1) pack_across(from, deep, lines, depth, parts, to);                             \
+    else                                                                                                   \
+        for (long n = 0; n < lines; n += BLOCK, to += 2 * ROUND_UP(depth, DEEP) / DEEP * parts * TILE) {   \
+            if (!across && deep == 1) pack(from + n * side, side, deep, lines - n, depth, parts, to);      \
+            else pack_transposed(from + n * side, side, deep, lines - n, depth, deep != 1, parts, to);     \
+        }
+
+static void pack_lines(const float *from, long side, long deep, long lines, long depth, int across, int parts, uint16_t *to) {
+    if (parts == 1) { PACK(1) } else if (parts == 2) { PACK(2) } else { PACK(3) }
 }
 
 /* Macros, since the number of a tile must be a constant. The compiler doesn't know that loads of tiles read memory: see the barrier. */
@@ -121,11 +155,16 @@ static void pack_lines(const float *from, long side, long deep, long lines, long
 #define RIGHT(part) _tile_loadd(6, b + (part)*TILE, 64); _tile_loadd(7, b + more + (part)*TILE, 64)
 #define ADD _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7)
 
-static void kernel(const uint16_t *a, const uint16_t *b, long tiles, int parts, float *to) {
+/* BLOCK x BLOCK results. On the way it asks for what is packed next: `rows` lines of memory from `ahead` on, a tile's depth at a time. */
+static void kernel(const uint16_t *a, const uint16_t *b, long tiles, int parts, float *to, const float *ahead, long stride, long rows) {
     long more = tiles * parts * TILE;
     __asm__ volatile("" ::: "memory");
     _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
     for (long k = 0; k < tiles; k++, a += parts * TILE, b += parts * TILE) {
+        for (long r = 0; r < rows; r++) {
+            _mm_prefetch((const char *)(ahead + r * stride + k * DEEP), _MM_HINT_T1);
+            _mm_prefetch((const char *)(ahead + r * stride + k * DEEP + SIDE), _MM_HINT_T1);
+        }
         if (parts == 1) {
             LEFT(0); RIGHT(0); ADD;
         } else if (parts == 2) {
@@ -198,15 +237,21 @@ static int multiply(const product *p, int parts, long begin, long end) {
     uint16_t *right = left + panels * line;
     long first = p->symmetric ? begin / wide * wide : 0;
     for (long from = first; from < p->columns; from += wide) {
-        long to = from + wide < p->columns ? from + wide : p->columns;
-        for (long j = from; j < to; j += BLOCK)
-            pack_lines(p->b + j * p->b_column, p->b_column, p->b_depth, p->columns - j, p->depth, 1, parts, right + (j - from) / BLOCK * line);
+        long to = from + wide < p->columns ? from + wide : p->columns, blocks = (to - from + BLOCK - 1) / BLOCK;
+        pack_lines(p->b + from * p->b_column, p->b_column, p->b_depth, to - from, p->depth, 1, parts, right);
         for (long i = begin; i < end; i += BLOCK) {
             uint16_t *a = once ? left : left + (i - begin) / BLOCK * line;
-            if (from == first) pack_lines(p->a + i * p->a_row, p->a_row, p->a_depth, p->rows - i, p->depth, 0, parts, a);
+            long lines = p->rows - i < BLOCK ? p->rows - i : BLOCK, next = i + BLOCK < end ? end - i - BLOCK : 0, share = BLOCK / blocks;
+            if (from == first) pack_lines(p->a + i * p->a_row, p->a_row, p->a_depth, lines, p->depth, 0, parts, a);
             for (long j = from; j < to; j += BLOCK) {
                 if (p->symmetric && j < i) continue;
-                kernel(a, right + (j - from) / BLOCK * line, tiles, parts, found);
+                long row = (j - from) / BLOCK * share, rows = next - row < share ? next - row : share;
+                if (!once || p->a_depth != 1 || rows < 0) rows = 0;
+                for (long r = 0; p->plus && r < lines; r++) {
+                    _mm_prefetch((const char *)(p->plus + (i + r) * p->plus_row + j), _MM_HINT_T0);
+                    _mm_prefetch((const char *)(p->plus + (i + r) * p->plus_row + j + SIDE), _MM_HINT_T0);
+                }
+                kernel(a, right + (j - from) / BLOCK * line, tiles, parts, found, p->a + (i + BLOCK + row) * p->a_row, p->a_row, rows);
                 finish(p, found, i, j);
             }
         }

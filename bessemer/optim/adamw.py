@@ -11,5 +11,5 @@ class AdamW(torch.optim.AdamW):
     State: two numbers of the parameter's type per parameter.
     """
 
-    def __init__(self, params: Any, *, lr: float = 3e-3, betas: list[float] = [0.9, 0.95], eps: float = 1e-8, weight_decay: float = 0.1) -> None:
+    def __init__(self, params: Any, *, lr: float = 1e-3, betas: list[float] = [0.9, 0.95], eps: float = 1e-8, weight_decay: float = 0.1) -> None:
         super().__init__(params, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay, fused=True)

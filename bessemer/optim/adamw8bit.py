@@ -24,7 +24,7 @@ class AdamW8bit(Rule):
 
     STATES: States = "8bit"
 
-    def __init__(self, params: Any, *, lr: float = 3e-3, betas: list[float] = [0.9, 0.95], eps: float = 1e-8, weight_decay: float = 0.1) -> None:
+    def __init__(self, params: Any, *, lr: float = 1e-3, betas: list[float] = [0.9, 0.95], eps: float = 1e-8, weight_decay: float = 0.1) -> None:
         self.betas, self.eps = betas, eps
         super().__init__(params, lr, weight_decay, self.STATES)
 

@@ -19,6 +19,8 @@ from bessemer.run.report_data import METRICS, read_metrics
 from bessemer.train import memory
 
 RESULT = "compare.json"
+TRIAL = 0.5
+"""The length of a tuning trial, as a share of a training's."""
 
 
 def compare(
@@ -32,8 +34,8 @@ def compare(
     change the weights' beginning and the order of data in the training stage alone; variants of one seed share both. Variants that an
     earlier call with the same recipe, budget and tuning left in `OUT` stay in the table.
 
-    With `tune` a variant's whole spending, tuning included, is still the budget times the seeds: half of one budget goes to the
-    trials, all of the same length, and what is left is shared by the seeds' trainings.
+    With `tune` a variant's whole spending, tuning included, is still the budget times the seeds: every trial is half as long as a
+    training. (Much shorter ones find rates for the warm-up alone.)
 
     Args:
         source: the recipe.
@@ -58,12 +60,12 @@ def compare(
         raise BessemerError("trials take a part of the budget, and there is none", key="--tune", mend="add --budget tokens=3M, for example")
     place = out or Path("runs") / f"{base.name}-compare{'-smoke' if smoke else ''}"
     bench = Bench(source, overrides, place, limit, smoke, watch or observe.Watch())
-    share = 1.0 - 0.5 / seeds if tune else 1.0
+    share = seeds / (seeds + TRIAL * compare_tune.trials(tune))
     search = compare_tune.search_optuna(tune, base.seed) if tuner == "optuna" and tune else compare_tune.search_grid(tune)
     for variant in variants:  # every mistake comes out before the first training
         bench.check(variant, tune, seeds, share)
     for variant in variants:
-        bench.tune(variant, tune, search)
+        bench.tune(variant, tune, search, TRIAL * share)
         for seed in range(seeds):
             bench.train(variant, seed, share, f" (seed {seed})" if seeds > 1 else "")
     made_of = digest([base.plain(), budget, dict(tune), tuner if tune else "", smoke])
@@ -101,13 +103,12 @@ class Bench:
         for each in plans:
             wiring.plan(each)
 
-    def tune(self, variant: Variant, tune: dict[str, int | list[Any]], search: compare_tune.Search) -> None:
+    def tune(self, variant: Variant, tune: dict[str, int | list[Any]], search: compare_tune.Search, part: float) -> None:
         """Finds the variant's own values of the tuned keys by short trainings at the first seed."""
         if not tune:
             return
         keys, own = self._own(variant, tune)
         short = dict(zip(keys, tune, strict=True))
-        part = 0.5 / compare_tune.trials(tune)
 
         def score(setting: dict[str, Any]) -> float:
             setting = {full: setting[key] for full, key in short.items()}

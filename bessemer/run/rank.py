@@ -44,11 +44,14 @@ def main() -> None:
 
 def _import_everything() -> None:
     """What the ranks need, once for all of them; nothing here may start a thread or touch an accelerator."""
+    import tokenizers  # noqa: F401
     import torch._dynamo
     import torch.distributed.checkpoint
     import torch.distributed.fsdp
     import torch.distributed.pipelining  # noqa: F401
 
+    import bessemer.models.families.decoder
+    import bessemer.run.order
     import bessemer.run.stages.train  # noqa: F401
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from bessemer.core import device
 from bessemer.core.mesh import Mesh, World
@@ -19,6 +19,9 @@ from bessemer.train import build
 from bessemer.train.loop import train as loop
 from bessemer.train.task import Task
 
+OPTIM: list[Any] = [{"role": "matrix", "name": "muon"}, {"name": "adamw", "lr": 3e-3}]
+"""What moves matrices, and what the rest."""
+
 
 def train(
     work: Work,
@@ -34,7 +37,7 @@ def train(
     mix: Annotated[Choice, Kind("data/mix")] = "proportional",  # type: ignore[assignment]
     balance: Annotated[Choice, Kind("train/balance")] | None = None,
     mixed: bool = False,
-    optim: list[Annotated[Choice, Kind("optim", role=str, match=str, dims=int)]] = [{"role": "matrix", "name": "muon"}, {"name": "adamw"}],  # type: ignore[list-item]
+    optim: list[Annotated[Choice, Kind("optim", role=str, match=str, dims=int)]] = OPTIM,
     around: list[Annotated[Choice, Kind("optim/around", role=str, match=str, dims=int)]] = [],
     per_layer: bool = False,
     schedule: dict[str, Annotated[Choice, Kind("schedules")]] = {"lr": "wsd"},  # type: ignore[dict-item]

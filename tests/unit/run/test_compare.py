@@ -114,20 +114,20 @@ def test_a_grid_is_even_in_the_logarithm_and_keeps_the_variants_own_value():
 
 def test_tuning_finds_each_variants_rate_inside_the_same_total(toy, capsys):
     """The toy's loss falls faster with a larger rate, so the largest tried is the best, and the table says that it is at the edge."""
-    command = ["compare", "r.toml", "--vary", "words=1,2", "--tune", "lr=3", "--budget", "steps=60", "--seeds", "2", "--json", "--quiet"]
+    command = ["compare", "r.toml", "--vary", "words=1,2", "--tune", "lr=3", "--budget", "steps=70", "--seeds", "2", "--json", "--quiet"]
     assert main(command) == 0
     table = json.loads(capsys.readouterr().out)
     for row in table["variants"]:
         assert row["tuned"] == {"train.lr": pytest.approx(10**0.5, rel=1e-3)}
         assert row["edge"] == ["lr"]
         assert "edge" in row["verdict"]
-        assert row["steps"] == 45
+        assert row["steps"] == 40
     lengths = [len(path.read_text().splitlines()) for path in Path("runs/r-compare/store").glob("train-*/metrics.jsonl")]
     steps = [
         max(json.loads(line)["step"] for line in path.read_text().splitlines()) for path in Path("runs/r-compare/store").glob("train-*/metrics.jsonl")
     ]
-    assert sorted(steps) == [10] * 6 + [45] * 4
-    assert sum(steps) == 2 * 2 * 60
+    assert sorted(steps) == [20] * 6 + [40] * 4
+    assert sum(steps) == 2 * 2 * 70
     assert len(lengths) == 10
     before = {path: path.stat().st_mtime_ns for path in Path("runs/r-compare/store").iterdir()}
     assert main(command) == 0
