@@ -4,8 +4,8 @@
 
 With floors alone the results go to results/joint_floors.json.
 
-Every contender is a decoder of depth 3 and width 64, trained from scratch with Muon and AdamW; rows of 192 columns, pictures of 32 x 32 in
-patches of 8. Text is bytes of this machine's Python sources. Figures are held-out, means over seeds.
+Every contender is a decoder of depth 3 and width 96 with feed-forward parts of their own for patches, trained from scratch with Muon and AdamW; rows of
+192 columns, pictures of 32 x 32 in patches of 8. Text is bytes of this machine's Python sources. Figures are held-out, means over seeds.
 
     floors    each alone, 8 rows a step (mae 4):
               simmim, mae, dmjd, m3i: linear probes on the trunk's mean state for the shapes' size and number, which straight lines can't
@@ -60,7 +60,9 @@ from bessemer.train.engine import Engine
 from bessemer.train.source import Feed, Source
 
 LENGTH, PATCHES = 192, {"name": "patches", "size": 8}
-MODEL = {"depth": 3, "width": 64, "heads": 4, "head_size": 16, "ffn": 192}
+MODEL = {"depth": 3, "width": 96, "heads": 6, "head_size": 16, "ffn": 256, "modalities": ["patches"]}
+WEIGHTS = {"text": 2.0, "lejepa": 0.3, "clip": 0.7}
+"""Of tasks trained together, else one: clip's and lejepa's gradients are several times as long as text's."""
 TASKS: dict[str, tuple[dict[str, Any], int]] = {
     "text": ({"name": "next_token"}, 8),
     "mae": ({"name": "mae"}, 4),
@@ -187,7 +189,8 @@ class Training:
             for name, made in self.made.items()
         }
         self.rows, self.source = round(share * sum(TASKS[name][1] for name in tasks)), Source(feeds, 8)
-        self.engine = Engine(self.model, {name: (made, 1.0) for name, made in self.made.items()}, torch.float32)
+        weights = WEIGHTS if len(tasks) > 1 else {}
+        self.engine = Engine(self.model, {name: (made, weights.get(name, 1.0)) for name, made in self.made.items()}, torch.float32)
         entries = [{"role": "matrix", "name": "muon", "lr": 0.02}, {"name": "adamw", "lr": 3e-3}]
         self.moving = optimizers.build(self.model, [choose("optim", entry, optimizers.TAGS) for entry in entries], parameter_roles(self.model))
         self.schedule = choose("schedules", {"name": "wsd", "warmup": 0.05, "decay": 0.3})

@@ -17,8 +17,8 @@ from bessemer.data.document import Document
 from bessemer.data.sources.arithmetic import arithmetic
 from bessemer.data.sources.stdlib import stdlib
 
-HIDDEN = 4
-"""Letters of a line of `copies`, each time they stand there."""
+HIDDEN = {"text": 4, "copies": 9}
+"""Tokens hidden of a document. Of `copies` they are the first line, as many as UL2's denoisers hide of 61 tokens in one span."""
 
 
 def text(share: float) -> Iterator[Document]:
@@ -53,15 +53,15 @@ def keys(count: int) -> Iterator[Document]:
         yield Document("|".join("".join(f"{name}{values[name]}" for name in each) for each in (names, asked)), "keys", "keys", str(number))
 
 
-LINE = 10
-"""Bytes of a line of `copies`."""
+LINES = 6
+"""Of `copies`."""
 
 
 def copies(count: int) -> Iterator[Document]:
-    """Six lines such as "qzfb=qzfb"."""
+    """A word of letters drawn anew, on several lines."""
     for number in range(count):
-        letters = rng.numpy_generator(0, "copies", number).integers(97, 123, (6, HIDDEN))
-        yield Document("".join("{0}={0}\n".format(bytes(line.tolist()).decode()) for line in letters), "copies", "copies", str(number))
+        letters = rng.numpy_generator(0, "copies", number).integers(97, 123, HIDDEN["copies"])
+        yield Document((bytes(letters.tolist()).decode() + "\n") * LINES, "copies", "copies", str(number))
 
 
 def labels(source: str) -> np.ndarray[Any, Any]:

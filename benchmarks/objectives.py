@@ -7,7 +7,7 @@ and schedule: text of this machine's Python (code, docstrings) and sums, or, byt
 floating point operations of the forward and backward passes (heads and generators included); elsewhere the steps are equal. Means over seeds.
 
     meap          finds the value of a key among eight in a document: right answers, against next_token (a guess is right once in ten)
-    ul2           nats of 4 hidden letters that stand again to their right, against next_token, which knows the left side only
+    ul2           nats of 9 hidden letters that stand again to their right, against next_token, which knows the left side only
     electra       lexical classes of Python tokens after tuning the whole model on few labels, against masked_language at equal compute
     diffusion     the bound on nats per token, against the unigram entropy; the 4 hidden tokens, against next_token from the left
     positions     tokens of shuffled windows of 4 put in their places, against chance
@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 import torch
 from kept import Kept
-from objective_texts import HIDDEN, LINE, copies, keys, labels, text
+from objective_texts import HIDDEN, copies, keys, labels, text
 from results import finish
 from torch.nn import functional as F
 
@@ -146,7 +146,7 @@ def meap(bench: Bench, seed: int) -> dict[str, float]:
 def spans(bench: Bench, name: str) -> Iterator[tuple[Batch, list[tuple[int, int, int, int]]]]:
     """Held-out rows with one span to hide in each document of 24 tokens or more: (row, document's start, stop, place of the span).
 
-    Of `copies` it is the first half of a line.
+    Of `copies` it is the first line, which no one can know from the left.
     """
     loader = Loader(bench.tokens(name), length=LENGTH, mix=None, split="held_out", seed=1)
     for start in range(0, ROWS * (2 if bench.quick else 12), ROWS):
@@ -154,54 +154,55 @@ def spans(bench: Bench, name: str) -> Iterator[tuple[Batch, list[tuple[int, int,
         for each in segments(batch):
             if each.stop - each.start >= 24:
                 draw = rng.numpy_generator(0, "hide", start + each.row, each.start)
-                place = LINE * int(draw.integers(5)) if name == "copies" else int(draw.integers(8, each.stop - each.start - HIDDEN - 8))
+                width = each.stop - each.start
+                place = 0 if name == "copies" else int(draw.integers(8, width - HIDDEN[name] - 8))
                 chosen.append((each.row, each.start, each.stop, each.start + place))
         yield batch, chosen
 
 
 def hidden_nats(
-    bench: Bench, model: Any, arrange: Callable[[Batch, list[tuple[int, int, int, int]]], tuple[Batch, torch.Tensor]], name: str = "text"
+    bench: Bench, model: Any, arrange: Callable[[Batch, list[tuple[int, int, int, int]], int], tuple[Batch, torch.Tensor]], name: str = "text"
 ) -> float:
     """Nats per hidden token; `arrange` gives the batch to read and where (row by row) the hidden tokens are targets."""
     total, count = 0.0, 0
     for batch, chosen in spans(bench, name):
-        ready, where = arrange(batch, chosen)
+        ready, where = arrange(batch, chosen, HIDDEN[name])
         with torch.no_grad():
             losses = F.cross_entropy(model(ready).logits().flatten(0, 1), ready.targets.flatten(), reduction="none").view_as(where)
         total, count = total + float(losses[where].sum()), count + int(where.sum())
     return total / count
 
 
-def from_the_left(batch: Batch, chosen: list[tuple[int, int, int, int]]) -> tuple[Batch, torch.Tensor]:
+def from_the_left(batch: Batch, chosen: list[tuple[int, int, int, int]], hidden: int) -> tuple[Batch, torch.Tensor]:
     where = torch.zeros_like(batch.tokens, dtype=torch.bool)
     for row, _, _, place in chosen:
-        where[row, place : place + HIDDEN] = True
+        where[row, place : place + hidden] = True
     return batch, where
 
 
-def as_blank(objective: Any) -> Callable[[Batch, list[tuple[int, int, int, int]]], tuple[Batch, torch.Tensor]]:
+def as_blank(objective: Any) -> Callable[[Batch, list[tuple[int, int, int, int]], int], tuple[Batch, torch.Tensor]]:
     """The span behind a blank, as the regular denoiser has it; the document's last three tokens give their places."""
 
-    def arrange(batch: Batch, chosen: list[tuple[int, int, int, int]]) -> tuple[Batch, torch.Tensor]:
+    def arrange(batch: Batch, chosen: list[tuple[int, int, int, int]], hidden: int) -> tuple[Batch, torch.Tensor]:
         tokens, targets, prefix = batch.tokens.clone(), batch.targets.clone(), torch.zeros_like(batch.tokens, dtype=torch.bool)
         where, first, second = torch.zeros_like(prefix), int(objective.blanks[0]), int(objective.blanks[1])
         for row, start, stop, place in chosen:
             document, at = batch.targets[row, start : stop - 3].tolist(), place - start
-            task = [objective.modes["regular"], *document[:at], first, *document[at + HIDDEN :]]
-            whole = torch.tensor([*task, first, *document[at : at + HIDDEN], second])
+            task = [objective.modes["regular"], *document[:at], first, *document[at + hidden :]]
+            whole = torch.tensor([*task, first, *document[at : at + hidden], second])
             tokens[row, start:stop], targets[row, start:stop] = whole[:-1], whole[1:]
             prefix[row, start : start + len(task)] = True
-            where[row, start + len(task) : start + len(task) + HIDDEN] = True
+            where[row, start + len(task) : start + len(task) + hidden] = True
         return replace(batch, tokens=tokens, targets=targets, open=prefix), where
 
     return arrange
 
 
-def as_masked(mask: int) -> Callable[[Batch, list[tuple[int, int, int, int]]], tuple[Batch, torch.Tensor]]:
+def as_masked(mask: int) -> Callable[[Batch, list[tuple[int, int, int, int]], int], tuple[Batch, torch.Tensor]]:
     """The span masked where it stands, all of it at once."""
 
-    def arrange(batch: Batch, chosen: list[tuple[int, int, int, int]]) -> tuple[Batch, torch.Tensor]:
-        _, where = from_the_left(batch, chosen)
+    def arrange(batch: Batch, chosen: list[tuple[int, int, int, int]], hidden: int) -> tuple[Batch, torch.Tensor]:
+        _, where = from_the_left(batch, chosen, hidden)
         inside = torch.ones_like(where) if batch.segments is None else batch.segments > 0
         tokens = torch.where(where, mask, torch.where(inside, batch.targets, batch.tokens))
         return replace(batch, tokens=tokens, open=torch.ones_like(where)), where
@@ -210,7 +211,7 @@ def as_masked(mask: int) -> Callable[[Batch, list[tuple[int, int, int, int]]], t
 
 
 def ul2(bench: Bench, seed: int) -> dict[str, float]:
-    plain, mixed = (bench.train({"objective": each}, seed, name="copies") for each in ("next_token", "ul2"))
+    plain, mixed = (bench.train({"objective": each}, seed, name="copies", steps=2 * bench.steps) for each in ("next_token", "ul2"))
     objective = choose("objectives", "ul2")()
     objective.read(bench.tokenizer("copies"))
     found = {"ul2": hidden_nats(bench, mixed, as_blank(objective), "copies"), "floor": hidden_nats(bench, plain, from_the_left, "copies")}

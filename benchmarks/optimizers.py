@@ -171,6 +171,8 @@ def main() -> None:
     for name in names:
         found = measure(ROWS[name], asked.rounds or (5 if asked.quick else 15), time.process_time if asked.clock == "cpu" else time.perf_counter)
         figures[name] = {k: round(v, 4) for k, v in found.items()}
+        if "theirs_ms" in found:
+            figures[name]["ratio"] = round(found["ours_ms"] / found["theirs_ms"], 3)
         ratio, target = found["ours_ms"] / found.get("theirs_ms", float("nan")), ROWS[name][3]
         if target:
             targets[name], holds[name] = target, ratio <= target

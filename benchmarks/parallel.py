@@ -133,7 +133,9 @@ def turns(given: argparse.Namespace, scratch: Path) -> dict[str, dict[str, float
     hand = [max(pair) for pair in zip(*(each for name, each in rates.items() if name.startswith("hand")), strict=True)]
     table = {name: {"tokens_per_second": statistics.median(each)} for name, each in rates.items()}
     for name in ("ours-ddp", "ours-fsdp"):
-        for key, others in (("times the best by hand", hand), ("times our single process", rates.get("ours-single", []))):
+        own = rates.get(name.replace("ours", "hand"), [])
+        single = rates.get("ours-single", [])
+        for key, others in (("times the best by hand", hand), ("times this layout by hand", own), ("times our single process", single)):
             if name in rates and others:
                 table[name][key] = statistics.median(a / b for a, b in zip(rates[name], others, strict=True))
     return table

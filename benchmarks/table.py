@@ -35,9 +35,29 @@ CHIEF: dict[str, dict[str, tuple[str, ...]]] = {
     "transfer": {"best rate at depth 4 over best at depth 12": ("apart",)},
     "generation": {"times transformers, one prompt": ("1 x greedy", "ratio"), "8": ("8 x greedy", "ratio"), "32": ("32 x greedy", "ratio")},
     "engine": {"our step over one by hand": ("ratio",)},
-    "joint": {"joint step, % of the single tasks' rate": ("rate", "per_cent")},
-    "parallel_start": {"eight ranks' first step, s": ("eight ranks' first step, s",)},
-    "workload_depth2": {"share of AdamW's steps that muon takes to its loss": ("best", "share_of_reference_steps")},
+    "joint": {
+        "joint step, % of the single tasks' rate": ("rate", "per_cent"),
+        "kept of text alone, %": ("together", "text"),
+        "clip": ("together", "clip"),
+    },
+    "parallel": {
+        "DDP: times the best by hand": ("ours-ddp", "times the best by hand"),
+        "our single process": ("ours-ddp", "times our single process"),
+        "FSDP2: times the best by hand": ("ours-fsdp", "times the best by hand"),
+        "our single process ": ("ours-fsdp", "times our single process"),
+        "eight ranks' first step, s": ("eight ranks' first step, s",),
+    },
+    "optimizers": {
+        "time of an update over the packages': AdamW": ("adamw", "ratio"),
+        "Muon": ("muon", "ratio"),
+        "8-bit AdamW": ("adamw8bit", "ratio"),
+        "GaLore": ("galore", "ratio"),
+        "APOLLO": ("apollo", "ratio"),
+        "APOLLO-Mini": ("apollo_mini", "ratio"),
+        "SOAP": ("soap", "ratio"),
+    },
+    "workload_depth2": {"least share of AdamW's steps that the best takes to its loss": ("best", "share_of_reference_steps")},
+    "workload_depth3": {"least share of AdamW's steps that the best takes to its loss": ("best", "share_of_reference_steps")},
 }
 """What README.md shows: benchmark -> label -> where the figure stands."""
 

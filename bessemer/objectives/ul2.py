@@ -105,12 +105,13 @@ class UL2(NextToken):
         count = max(1, min(round(len(document) * part / mean), len(self.blanks) - 1, (len(document) - 1) // 4))
         document = document[: len(document) - 1 - 2 * count]  # the mode, and each blank twice, and one after the last
         masked = min(max(round(len(document) * part), count), len(document) - count)
-        kept, hidden = _cut(len(document) - masked, count, draw), _cut(masked, count, draw)
-        edges = numpy.cumsum(numpy.stack([kept, hidden], axis=1).ravel())
+        kept, hidden = _cut(len(document) - masked + 2, count + 1, draw), _cut(masked, count, draw)
+        kept[[0, -1]] -= 1  # a span may begin the document or end it; where it always does, one alone would have nothing to its right
+        edges = numpy.cumsum(numpy.concatenate([numpy.stack([kept[:-1], hidden], axis=1).ravel(), kept[-1:]]))
         parts = numpy.split(document, edges[:-1])
-        task = [piece for span, blank in zip(parts[::2], self.blanks, strict=False) for piece in (span, [blank])]
+        task = [piece for span, blank in zip(parts[:-1:2], self.blanks, strict=False) for piece in (span, [blank])]
         answer = [piece for span, blank in zip(parts[1::2], self.blanks, strict=False) for piece in ([blank], span)]
-        text = numpy.concatenate([[mode], *task, *answer, [self.blanks[count]]]).astype(numpy.int64)
+        text = numpy.concatenate([[mode], *task, parts[-1], *answer, [self.blanks[count]]]).astype(numpy.int64)
         prefix = 1 + len(document) - masked + count
         return Denoised(text, prefix, prefix)
 

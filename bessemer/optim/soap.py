@@ -166,11 +166,11 @@ class Soap(Rule):
 
 
 def _times(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> list[Tensor]:
-    """a b, one by one; where one of the two is missing, the other."""
+    """a b, one by one, to 2^-17 of their spread, as it is for updates; where one of the two is missing, the other."""
     products: dict[int, Product] = {}
     for number, (left, right) in enumerate(zip(a, b, strict=True)):
         if left is not None and right is not None:
             products[number] = Product(left, right, left.new_empty(left.shape[0], right.shape[1]))
-    multiply(list(products.values()))
+    multiply(list(products.values()), parts=2)
     whole = [left if left is not None else right for left, right in zip(a, b, strict=True)]
     return [products[number].out if number in products else value for number, value in enumerate(whole)]  # type: ignore[misc]

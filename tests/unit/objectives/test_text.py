@@ -153,14 +153,14 @@ def ul2_documents(shares, size=60, count=40):
 @pytest.mark.parametrize("size", [8, 9, 13, 60, 500])
 def test_ul2_spans_put_together_are_the_document(mode, size):
     blanks = [IDS[name] for name in BLANKS[:8]]
-    hidden = []
+    hidden, ends = [], []
     for text, found in ul2_documents({mode: 1}, size):
         whole = found.text.tolist()
         assert len(whole) == size + 1
         assert whole[0] == IDS[REGULAR if mode == "regular" else EXTREME]
         task, answer = whole[1 : found.prefix], whole[found.prefix :]
         count = sum(token in blanks for token in task)
-        assert task[-1] == blanks[count - 1]
+        ends.append((task[0] in blanks, task[-1] in blanks))
         assert answer[0] == blanks[0]
         assert answer[-1] == blanks[count]
         assert [token for token in task if token in blanks] == blanks[:count]
@@ -176,6 +176,9 @@ def test_ul2_spans_put_together_are_the_document(mode, size):
         assert len(filled) == size - 1 - 2 * count
         assert all(spans[blank] for blank in blanks[:count])
         hidden.append(sum(len(span) for span in spans.values()) / len(filled))
+    begun, ended = zip(*ends, strict=True)
+    assert set(ended) == {True, False}  # a lone span has text to its right as often as not
+    assert size > 60 or set(begun) == {True, False}
     if size == 500:
         assert np.mean(hidden) == pytest.approx(0.15 if mode == "regular" else (0.5 + 0.5 + 0.15 + 0.5) / 4, abs=0.08)
 
