@@ -169,7 +169,8 @@ def write_folder(
     written = weights.save(tensors, folder, shard_bytes)
     files.write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
     files.write_json(folder / "config.json", config | kind.config(options, model.vocabulary) | ids)  # type: ignore[arg-type]
-    dropped = sorted({full.split(".")[0] for full in ours} - {full.split(".")[0] for full in kind.sources(options)})
+    left = [[part for part in full.split(".") if not part.isdigit()] for full in ours.keys() - kind.sources(options).keys()]
+    dropped = sorted({".".join(parts[: 2 if parts[0] == "blocks" else 1]) for parts in left})
     return {"architecture": kind.name, "bytes": sum(path.stat().st_size for path in written), "dtype": config["torch_dtype"], "left_out": dropped}
 
 

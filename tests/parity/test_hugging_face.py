@@ -117,7 +117,9 @@ def test_cached_chunks_of_ragged_rows_equal_one_pass(name: str, tmp_path: Path) 
         assert far(got[real[:, start:stop]], whole[:, start:stop][real[:, start:stop]]) < NEAR
 
 
-@pytest.mark.parametrize("options", [{}, {"tied": True}, {"kv_heads": 1, "window": 8, "window_layers": [1]}, {"ahead": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"tied": True}, {"kv_heads": 1, "window": 8, "window_layers": [1]}, {"ahead": 1}, {"modalities": ["patches"]}], ids=str
+)
 @torch.no_grad()
 def test_our_default_decoder_exports_as_qwen3(options: dict[str, Any], tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
@@ -127,7 +129,7 @@ def test_our_default_decoder_exports_as_qwen3(options: dict[str, Any], tmp_path:
         parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.05)
     found = write_folder(model, tmp_path)
     assert found["architecture"] == "Qwen3ForCausalLM"
-    assert found["left_out"] == (["ahead"] if options == {"ahead": 1} else [])
+    assert found["left_out"] == (["ahead"] if "ahead" in options else ["blocks.others"] if "modalities" in options else [])
     x = tokens(2, 40)
     assert far(model(x), AutoModelForCausalLM.from_pretrained(tmp_path).eval()(x).logits) < NEAR
     assert far(model(x), bessemer.load(tmp_path)(x)) < NEAR
