@@ -24,7 +24,7 @@ smoke: setup
 	$(BIN)/bessemer run demo --smoke
 
 test: setup
-	$(BIN)/python -m pytest tests -n 2 --dist loadgroup
+	$(BIN)/python -m pytest tests -n 2
 
 bench: setup
 	set -e; for file in $$(grep -l '"--quick"' benchmarks/*.py); do $(BIN)/python $$file --quick; done

@@ -8,6 +8,8 @@ floating point operations of the forward and backward passes (heads and generato
 
     meap          finds the value of a key among eight in a document: right answers, against next_token (a guess is right once in ten)
     ul2           nats of 9 hidden letters that stand again to their right, against next_token, which knows the left side only
+    masked        nats of single hidden tokens, against the unigram entropy
+    ahead         nats of the token after the next, against the unigram entropy
     electra       lexical classes of Python tokens after tuning the whole model on few labels, against masked_language at equal compute
     diffusion     the bound on nats per token, against the unigram entropy; the 4 hidden tokens, against next_token from the left
     positions     tokens of shuffled windows of 4 put in their places, against chance
@@ -218,22 +220,46 @@ def ul2(bench: Bench, seed: int) -> dict[str, float]:
     return found | {"letters at random": math.log(26)}
 
 
+def unigrams(bench: Bench) -> float:
+    """Nats of a held-out token that is guessed by its frequency alone."""
+    tokens = bench.tokens()
+    train, held = (np.concatenate([tokens.read(document) for document in tokens.documents(part).tolist()]) for part in ("train", "held_out"))
+    odds = (np.bincount(train, minlength=tokens.vocabulary) + 0.1) / (len(train) + 0.1 * tokens.vocabulary)
+    return float(-np.log(odds[held]).mean())
+
+
+def held_out_loss(bench: Bench, model: Any, objective: Any, term: str, over: str, again: int = 4) -> float:
+    """A term of an objective over held-out rows, each prepared so many times, divided by its count."""
+    loader, total, count = Loader(bench.tokens(), length=LENGTH, mix=None, split="held_out", seed=1), 0.0, 0.0
+    for start in range(0, ROWS * (2 if bench.quick else 16), ROWS):
+        for seed in range(1 if bench.quick else again):
+            ready = objective.prepare(loader.batch(start, ROWS), seed)
+            with torch.no_grad():
+                total += float(objective(model(ready), ready)[term].sum)
+            count += float(ready.count(over))
+    return total / count
+
+
+def masked(bench: Bench, seed: int) -> dict[str, float]:
+    model = bench.train({"objective": "masked_language"}, seed)
+    objective = objective_of(model, "text")
+    objective.read(bench.tokenizer())
+    return {"masked_language": held_out_loss(bench, model, objective, "masked_language", "masked_language"), "floor": unigrams(bench)}
+
+
+def ahead(bench: Bench, seed: int) -> dict[str, float]:
+    model, plain = bench.train({"objective": "multi_token"}, seed, model=MODEL | {"ahead": 1}), bench.train({}, seed)
+    found = {"ahead": held_out_loss(bench, model, objective_of(model, "text"), "ahead_1", "next_token", again=1), "floor": unigrams(bench)}
+    return found | {"next": nats(bench, model), "next without": nats(bench, plain)}
+
+
 def diffusion(bench: Bench, seed: int) -> dict[str, float]:
-    tokens, tokenizer = bench.tokens(), bench.tokenizer()
+    tokenizer = bench.tokenizer()
     plain, model = bench.train({}, seed), bench.train({"objective": "masked_diffusion"}, seed)
     objective = objective_of(model, "text")
     objective.read(tokenizer)
-    loader, total, count = Loader(tokens, length=LENGTH, mix=None, split="held_out", seed=1), 0.0, 0.0
-    for start in range(0, ROWS * (2 if bench.quick else 16), ROWS):
-        for again in range(1 if bench.quick else 4):
-            ready = objective.prepare(loader.batch(start, ROWS), again)
-            with torch.no_grad():
-                total += float(objective(model(ready), ready)["masked_diffusion"].sum)
-            count += float(ready.count("masked_diffusion"))
-    train = np.concatenate([tokens.read(document) for document in tokens.documents("train").tolist()])
-    odds = (np.bincount(train, minlength=tokens.vocabulary) + 0.1) / (len(train) + 0.1 * tokens.vocabulary)
-    held = np.concatenate([tokens.read(document) for document in tokens.documents("held_out").tolist()])
-    found = {"bound": total / count, "floor": float(-np.log(odds[held]).mean()), "next_token": nats(bench, plain)}
+    found = {"bound": held_out_loss(bench, model, objective, "masked_diffusion", "masked_diffusion"), "floor": unigrams(bench)}
+    found["next_token"] = nats(bench, plain)
     mask = tokenizer.special_ids[MASK]
     return found | {"hidden": hidden_nats(bench, model, as_masked(mask)), "hidden next_token": hidden_nats(bench, plain, from_the_left)}
 
@@ -372,6 +398,8 @@ def mixing(bench: Bench, seed: int) -> dict[str, float]:
 FLOORS: dict[str, tuple[Callable[[Bench, int], dict[str, float]], str, str, bool]] = {
     "meap": (meap, "meap", "meap", True),
     "ul2": (ul2, "ul2", "ul2", False),
+    "masked": (masked, "masked_language", "masked_language", False),
+    "ahead": (ahead, "ahead", "multi_token", False),
     "electra": (electra, "electra", "electra", True),
     "diffusion": (diffusion, "bound", "masked_diffusion", False),
     "positions": (positions, "position_prediction", "position_prediction", True),

@@ -1,6 +1,7 @@
 """What holds for every test: one thread, the machine set up before anything is multiplied, and who does what when two workers share the tests."""
 
 import os
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start; tiny models only lose by a second thread
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,11 +19,14 @@ settings.register_profile("house", deadline=None)  # a busy machine is no fault 
 settings.load_profile("house")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup` one worker takes the tests of many processes, first of all, and the other the rest, file by file."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group("many" if file.startswith(MANY) else file))
-    items.sort(key=lambda item: not item.nodeid.startswith(MANY))  # stable
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n 2` one worker takes the tests of many processes, and the other the rest, file by file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByKind(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "many" if file.startswith(MANY) else file
+
+    return ByKind(config, log)
