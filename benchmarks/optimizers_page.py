@@ -74,7 +74,7 @@ def workloads() -> Iterator[str]:
         rows = {name: row for name, row in result["figures"].items() if name != "best"}
         whole = rows["adamw"]["steps"]
         yield f"`{result['command']}`, {result['machine']}, {result['date']}\n"
-        yield "| method | held-out loss | +- | of AdamW's steps | rate | state bytes | against AdamW |"
+        yield "| method | held-out loss | +- | of AdamW's steps | rate | state bytes | against the best |"
         yield "|---|---|---|---|---|---|---|"
         for name, row in sorted(rows.items(), key=lambda pair: pair[1]["final"] or float("inf")):
             share = row["steps_to_target"] / whole if row["steps_to_target"] else None

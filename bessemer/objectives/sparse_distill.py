@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,11 @@ from bessemer.objectives._cross_entropy import auto_chunk
 from bessemer.objectives.next_token import STREAM, NextToken
 
 IDS, LOGS = "teacher_ids", "teacher_logs"
+Rest = Literal["even", "together"]
 
 
 class SparseDistill(NextToken):
-    """Cross-entropy against a teacher's stored likeliest tokens, the rest of its probability spread evenly (Wu et al. 2022, "TinyViT").
+    """Cross-entropy against a teacher's stored likeliest tokens, the rest of its probability spread evenly or taken together (Wu et al. 2022, "TinyViT").
 
     Claim: distillation during pre-training at almost the cost of training without a teacher, whose logits are computed once.
 
@@ -29,6 +30,8 @@ class SparseDistill(NextToken):
 
     Args:
         hard: the part of the loss that is the next token's own; the rest is the teacher's.
+        rest: the probability that was not stored is spread "even"ly over the other tokens, as in the paper, or they are one class "together", which
+            tells nothing of how likely each of them is: better for text, where a few stored tokens leave much and the others are far from alike.
         z, chunk: as in next_token.
 
     Raises:
@@ -38,9 +41,9 @@ class SparseDistill(NextToken):
 
     stored: ClassVar[bool] = True
 
-    def __init__(self, *, hard: float = 0.0, z: float = 0.0, chunk: int | Auto = "auto") -> None:
+    def __init__(self, *, hard: float = 0.0, rest: Rest = "even", z: float = 0.0, chunk: int | Auto = "auto") -> None:
         super().__init__(z=z, chunk=chunk)
-        self.hard = hard
+        self.hard, self.rest = hard, rest
         if not 0 <= hard <= 1:
             raise RecipeError(f"a part from 0 to 1 is wanted, and {hard} is given", key="task.objective.hard")
 
@@ -57,12 +60,12 @@ class SparseDistill(NextToken):
         total = torch.zeros((), device=hidden.device)
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
-            total = total + checkpoint(against, outputs.head, hidden[part], ids[part], logs[part], weights[part], use_reentrant=False)
+            total = total + checkpoint(against, outputs.head, hidden[part], ids[part], logs[part], weights[part], self.rest, use_reentrant=False)
         terms.add("distill", total, over=STREAM, scale=1.0 - self.hard)
         return terms
 
 
-def against(head: nn.Module, hidden: Tensor, ids: Tensor, logs: Tensor, weights: Tensor) -> Tensor:
+def against(head: nn.Module, hidden: Tensor, ids: Tensor, logs: Tensor, weights: Tensor, rest: Rest = "even") -> Tensor:
     """0-d float32: the weighted sum of cross-entropies against a teacher's likeliest tokens.
 
     Args:
@@ -74,8 +77,11 @@ def against(head: nn.Module, hidden: Tensor, ids: Tensor, logs: Tensor, weights:
     logits = head(hidden).float()
     chosen, likely = logits.gather(-1, ids), logs.exp()
     told = likely.sum(-1)
-    others = max(1, logits.shape[-1] - ids.shape[-1])
-    rest = (1.0 - told).clamp(min=0.0) * (logits.shape[-1] > ids.shape[-1])
-    even = rest * (logits.sum(-1) - chosen.sum(-1)) / others
-    losses = (told + rest) * logits.logsumexp(-1) - (likely * chosen).sum(-1) - even
+    others = logits.shape[-1] - ids.shape[-1]
+    left = (1.0 - told).clamp(min=0.0) * (others > 0)
+    if rest == "even":
+        away = (logits.sum(-1) - chosen.sum(-1)) / max(1, others)
+    else:
+        away = logits.scatter(-1, ids, -torch.inf).logsumexp(-1) if others else torch.zeros_like(told)
+    losses = (told + left) * logits.logsumexp(-1) - (likely * chosen).sum(-1) - left * away
     return (losses * weights * (told > 0)).sum()

@@ -368,10 +368,11 @@ def teacher_streams(batch, logits, keep):
     return {"teacher_ids": ids, "teacher_logs": logs}
 
 
-def test_with_all_tokens_kept_sparse_distillation_is_cross_entropy_with_the_teacher():
+@pytest.mark.parametrize("rest", ["even", "together"])
+def test_with_all_tokens_kept_sparse_distillation_is_cross_entropy_with_the_teacher(rest):
     batch, teacher, model = rows(), decoder(9)(rows()).logits().detach() * 5, decoder()
     batch.streams = teacher_streams(batch, teacher, words.SIZE)
-    objective = made("sparse_distill", chunk=50)
+    objective = made("sparse_distill", chunk=50, rest=rest)
     outputs = model(batch)
     found = objective(outputs, batch)["distill"]
     nats = -(teacher.softmax(-1) * outputs.logits().log_softmax(-1)).sum(-1)
@@ -391,6 +392,21 @@ def test_what_is_not_kept_is_spread_evenly():
     outputs = model(batch)
     wanted = (-(smooth * outputs.logits().log_softmax(-1)).sum(-1) * batch.weights["next_token"]).sum()
     assert float(made("sparse_distill")(outputs, batch)["distill"].sum.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+
+
+def test_what_is_not_kept_is_one_class():
+    """So the best a student can do about it is to give all of it together as much as the teacher did, in whatever parts."""
+    batch, teacher, model = rows(), decoder(9)(rows()).logits().detach() * 5, decoder()
+    batch.streams = teacher_streams(batch, teacher, 4)
+    ids, likely = batch.streams["teacher_ids"], batch.streams["teacher_logs"].exp()
+    outputs = model(batch)
+    own = outputs.logits().softmax(-1).gather(-1, ids)
+    classes, told = (torch.cat((each, 1 - each.sum(-1, keepdim=True)), -1) for each in (own, likely))
+    wanted = (-(told * classes.log()).sum(-1) * batch.weights["next_token"]).sum()
+    found = made("sparse_distill", rest="together")(outputs, batch)["distill"].sum
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    for mine, other in zip(*(torch.autograd.grad(each, list(model.parameters()), retain_graph=True) for each in (found, wanted)), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
 def test_where_the_teacher_read_nothing_nothing_is_learned():
