@@ -88,7 +88,7 @@ static inline __attribute__((always_inline)) void split(__m512 x, __m512 y, int 
 
    Where a line's numbers lie as a tile has them they are read in order, line by line, which is what the processor fetches ahead;
    `lying` is the other way round, 16 lines side by side for each step of the depth, and transposed tile by tile. */
-static inline __attribute__((always_inline)) void pack(const float *from, long side, long deep, long lines, long depth, int parts, uint16_t *to) {
+static inline __attribute__((always_inline)) void pack(const float *from, long side, long lines, long depth, int parts, uint16_t *to) {
     long tiles = ROUND_UP(depth, DEEP) / DEEP;
     for (long r = 0; r < BLOCK; r++) {
         uint16_t *row = to + r / SIDE * tiles * parts * TILE + r % SIDE * DEEP;
@@ -142,7 +142,7 @@ static inline __attribute__((always_inline)) void pack_across(const float *from,
     if (across && deep != 1) pack_across(from, deep, lines, depth, parts, to);                             \
     else                                                                                                   \
         for (long n = 0; n < lines; n += BLOCK, to += 2 * ROUND_UP(depth, DEEP) / DEEP * parts * TILE) {   \
-            if (!across && deep == 1) pack(from + n * side, side, deep, lines - n, depth, parts, to);      \
+            if (!across && deep == 1) pack(from + n * side, side, lines - n, depth, parts, to);            \
             else pack_transposed(from + n * side, side, deep, lines - n, depth, deep != 1, parts, to);     \
         }
 
