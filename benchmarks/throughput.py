@@ -3,11 +3,12 @@
     python benchmarks/throughput.py [--quick] [--turns 7] [--dtype bfloat16|float32] [--loops by_hand ...]
 
 Every contender trains the same shape with fused AdamW and clipping at 1, compiled, in the number format that is fastest on
-this machine; ours reads real text through its data pipeline and writes its logs, the others draw random tokens. First each is
+this machine (ours where torch can't reach the processor's tiles: float32 whose products round their factors to bfloat16 on them; `--dtype
+float32` holds it to exact products); ours reads real text through its data pipeline and writes its logs, the others draw random tokens. First each is
 started alone, with an empty compiler cache and then with a full one, for the time to the first step. Then all are kept, stopped, and
 woken in turn for four steps each, so that a slow minute of a shared machine is slow for all; figures are medians over the turns, ratios medians of the
-ratios within a turn. MFU: 6 x the weights in matrix products plus causal attention (the masked half not counted), over the matrix product rate
-measured in the same turn (1,536 cubed, same format).
+ratios within a turn. MFU: 6 x the weights in matrix products plus causal attention (the masked half not counted), over the rate of torch's
+matrix products measured in the same turn (1,536 cubed, the peers' format); "mfu of own products" takes the rate of those that ours uses.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Watch:
         return
 
 
-def ours(shape: str, dtype: str, store: Path) -> None:
+def ours(shape: str, precision: str, store: Path) -> None:
     """Trains the shape through a recipe, until the hook has seen enough."""
     import bessemer
 
@@ -91,7 +92,7 @@ def ours(shape: str, dtype: str, store: Path) -> None:
     }
     stage = {"do": "train", "inputs": {"tokens": str(store / "tokenize"), "tokenizer": str(store / "train_tokenizer")}, "model": model}
     stage |= {"task": [{"pack": "concat"}], "optim": [{"name": "adamw", "lr": 3e-4}], "length": c["length"], "batch": c["rows"], "steps": 100_000}
-    stage |= {"precision": dtype, "compile": True, "hooks": [{"name": "throughput.Watch"}]}
+    stage |= {"precision": precision, "compile": True, "hooks": [{"name": "throughput.Watch"}]}
     bessemer.run({"name": "throughput", "stage": [stage]}, out=Path(tempfile.mkdtemp()) / "run", quiet=True)
 
 
@@ -133,17 +134,20 @@ def _path() -> list[str]:
     return [str(HERE), str(HERE.parent)]
 
 
-def peak(dtype: str) -> float:
+def peak(dtype: str, own: bool) -> tuple[float, float]:
+    """Of torch's products, and of those that ours uses."""
     import torch
 
-    from bessemer.core import device
+    from bessemer.core import device, products
 
     device.matrix_peak.cache_clear()
-    return device.matrix_peak(getattr(torch, dtype), seconds=1.0)
+    products.peak.cache_clear()
+    with products.rounded(own):
+        return device.matrix_peak(getattr(torch, dtype), seconds=1.0), products.peak(getattr(torch, dtype))
 
 
 def measure(given: argparse.Namespace, shape: str, store: Path, python: str, scratch: Path) -> dict[str, dict[str, float]]:
-    mine = [sys.executable, str(HERE / "throughput.py"), "--ours", shape, "--dtype", given.dtype, "--store", str(store)]
+    mine = [sys.executable, str(HERE / "throughput.py"), "--ours", shape, "--precision", given.precision, "--store", str(store)]
     commands = {"ours": mine} | {name: [python, str(HERE / "loops.py"), name, shape, given.dtype] for name in given.loops}
     if "by_hand" in given.loops:
         commands["by_hand eager"] = [*commands["by_hand"], "--eager"]
@@ -174,21 +178,23 @@ def turns(given: argparse.Namespace, shape: str, running: dict[str, Contender], 
     c = SHAPES[shape]
     tokens = c["rows"] * c["length"]
     rates: dict[str, list[float]] = {name: [] for name in running}
-    peaks = []
+    peaks: list[tuple[float, float]] = []
     for each in running.values():
         each.run(2)
     for turn in range(given.turns):
-        peaks.append(peak(given.dtype))
+        peaks.append(peak(given.dtype, given.precision == "auto"))
         for name in sorted(running, reverse=turn % 2 == 1):
             rates[name].append(tokens / running[name].run(given.steps))
-        print(f"  {shape:6s} " + "  ".join(f"{name} {each[-1]:,.0f}" for name, each in rates.items()) + f"  peak {peaks[-1] / 1e9:.0f}", flush=True)
+        print(f"  {shape:6s} " + "  ".join(f"{name} {each[-1]:,.0f}" for name, each in rates.items()) + f"  peak {peaks[-1][0] / 1e9:.0f}, {peaks[-1][1] / 1e9:.0f}", flush=True)
     for name, each in rates.items():
         table[name]["tokens_per_second"] = statistics.median(each)
         if name != "ours":
             table[name]["ours is faster by"] = statistics.median(a / b for a, b in zip(rates["ours"], each, strict=True))
     flops = running["ours"].steps()[-1]["flops_per_token"]
-    table["ours"]["peak_gflops"] = statistics.median(peaks) / 1e9
-    table["ours"]["mfu"] = statistics.median(a * flops / b for a, b in zip(rates["ours"], peaks, strict=True))
+    for place, of in enumerate(("", " of own products")):
+        limits = [both[place] for both in peaks]
+        table["ours"][f"peak_gflops{of}"] = statistics.median(limits) / 1e9
+        table["ours"][f"mfu{of}"] = statistics.median(a * flops / b for a, b in zip(rates["ours"], limits, strict=True))
     table["ours"]["times the best peer"] = min(row["ours is faster by"] for name, row in table.items() if name != "ours")
 
 
@@ -201,14 +207,16 @@ def main() -> None:
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--loops", nargs="*", default=["by_hand", "transformers", "litgpt"])
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES))
+    parser.add_argument("--precision", help="of ours, if not the peers' or auto")
     parser.add_argument("--ours")
     parser.add_argument("--store", type=Path, default=HERE.parent / ".peers" / "throughput-store")
     given = parser.parse_args()
     from bessemer.core import device
 
+    given.precision = given.precision or given.dtype or "auto"
     given.dtype = given.dtype or str(device.compute_dtype()).removeprefix("torch.")
     if given.ours:
-        ours(given.ours, given.dtype, given.store)
+        ours(given.ours, given.precision, given.store)
         return
     if given.quick:
         given.turns, given.starts, given.loops, given.shapes = 1, 1, ["by_hand"], ["tiny"]

@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bessemer.core import rng
 from bessemer.core.errors import RecipeError
+from bessemer.core.products import linear
 from bessemer.core.progress import Progress
 from bessemer.core.registry import Auto, Choice
 from bessemer.models.layers.head import Share
@@ -105,7 +105,7 @@ class Matrix(nn.Module):
         """x [..., inputs] -> [..., outputs]: x composed()^T + composed_bias(bias), or the same computed more cheaply."""
         with exact(x):
             weight, shift = self.composed(), self.composed_bias(bias)
-        return F.linear(x, weight, shift)
+        return linear(x, weight, shift)
 
     def flops(self) -> float:
         """Operations of training on one token: 2 each forward, for the input's gradient and for the weight's."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bessemer.core.collectives import Along, reduced
 from bessemer.core.compiler import fused
+from bessemer.core.products import add_product, linear, product
 
 CHUNK_ELEMENTS = 1 << 22
 
@@ -78,7 +79,7 @@ class _CrossEntropy(torch.autograd.Function):
             for start in range(0, hidden.shape[0], chunk):
                 part = slice(start, start + chunk)
                 inputs = hidden[part].to(dtype)
-                logits = inputs @ cast.T if bias is None else torch.addmm(bias.to(dtype), inputs, cast.T)
+                logits = linear(inputs, cast, None if bias is None else bias.to(dtype))
                 if ranks.size > 1:
                     found, grads = _shared_sums_and_gradient(logits, targets[part] - first, weights[part], z, ranks)
                 elif wanted:
@@ -88,11 +89,8 @@ class _CrossEntropy(torch.autograd.Function):
                 sums += found
                 if grad_hidden is None or grad_weight is None:
                     continue
-                grad_hidden[part] = grads @ cast
-                if grads.dtype == grad_weight.dtype:
-                    grad_weight.addmm_(grads.T, inputs)
-                else:
-                    grad_weight += grads.T @ inputs
+                grad_hidden[part] = product(grads, cast)
+                add_product(grad_weight, grads.T, inputs)
                 if grad_bias is not None:
                     grad_bias += grads.sum(0, dtype=torch.float32)
             if grad_hidden is not None:

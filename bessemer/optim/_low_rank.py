@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core.products import Product, fast, multiply
 from bessemer.core.registry import Auto
 from bessemer.optim import _fused
 from bessemer.optim._blocks import Packed, States, stored_bytes
-from bessemer.optim._products import Product, fast, multiply
 from bessemer.optim._rule import CHUNK, Group, Matrix, Products, Rule, gradients, matrices, shapes, sweep
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bessemer.core import device
-from bessemer.optim._products import SMALL, Product, multiply
+from bessemer.core.products import SMALL, Product, multiply
 
 Polynomial = Literal["minimax", "published"]
 Coefficients = Sequence[tuple[float, float, float]]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from bessemer.core import device
+from bessemer.core import device, products
 from bessemer.core.errors import BessemerError
-from bessemer.optim import _fused, _products
+from bessemer.optim import _fused
 from bessemer.optim._blocks import Packed, States, held, stored_bytes, zeros
 
 CHUNK = 1 << 17
@@ -23,7 +23,7 @@ Group = dict[str, Any]
 Products = Literal["float32", "bfloat16"]
 """What a matrix method's products are computed in: the published float32, or bfloat16 with float32 sums, faster where hardware has it.
 
-Our own kernels (`_products.py`) keep 16 bits of mantissa of factors whose product becomes an update, all 24 elsewhere.
+Our own kernels (`core/products.py`) keep 16 bits of mantissa of factors whose product becomes an update, all 24 elsewhere.
 """
 
 
@@ -124,7 +124,7 @@ class Rule(torch.optim.Optimizer):
 def matrix_products(kind: Products) -> Iterator[None]:
     """Lets float32 products inside round their factors to bfloat16, or not; what was allowed before is allowed after."""
     before = torch.get_float32_matmul_precision()
-    rough = kind == "bfloat16" and (_products.fast() or device.compute_dtype() == torch.bfloat16)
+    rough = kind == "bfloat16" and (products.fast() or device.compute_dtype() == torch.bfloat16)
     torch.set_float32_matmul_precision("medium" if rough else "highest")
     try:
         yield

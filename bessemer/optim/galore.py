@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core.products import Product, multiply
 from bessemer.core.registry import Auto
 from bessemer.optim._blocks import States
 from bessemer.optim._low_rank import LowRank
-from bessemer.optim._products import Product, multiply
 from bessemer.optim._rule import Group, Matrix, Products
 
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from bessemer.core.products import Product, multiply
 from bessemer.optim import _fused
-from bessemer.optim._products import Product, multiply
 from bessemer.optim._rule import Group, Matrix, Products, Rule, gradients, matrices, shapes, sweep
 
 SIDES = ("left", "right")

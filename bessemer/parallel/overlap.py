@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bessemer.core.collectives import Along, padded
+from bessemer.core.products import linear, product
 
 _functional: Any = torch.ops._c10d_functional
 _wait: Any = _functional.wait_tensor
@@ -57,7 +58,7 @@ class _GatherProduct(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         whole, weight = ctx.saved_tensors
         leaving = _scattered(grads[0], weight.T, *ctx.how)
-        down = grads[0].flatten(0, 1).T @ whole.flatten(0, 1)  # while they travel
+        down = product(grads[0].flatten(0, 1).T, whole.flatten(0, 1))  # while they travel
         return _arrived(leaving), down, None, None, None
 
 
@@ -72,25 +73,25 @@ class _ProductScatter(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, weight = ctx.saved_tensors
         found, whole = _gathered(grads[0], weight.T, *ctx.how)
-        return found, whole.flatten(0, 1).T @ x.flatten(0, 1), None, None, None
+        return found, product(whole.flatten(0, 1).T, x.flatten(0, 1)), None, None, None
 
 
 def _gathered(x: Tensor, weight: Tensor, size: int, name: str, pieces: int) -> tuple[Tensor, Tensor]:
     """The product with the columns of all ranks, and these: all pieces leave at once, each is multiplied as it arrives."""
     leaving = [_functional.all_gather_into_tensor(piece.contiguous(), size, name) for piece in x.tensor_split(pieces, 1)]
-    products, wholes = [], []
+    found, wholes = [], []
     for each in leaving:
         piece = _wait(each).unflatten(0, (size, -1)).transpose(0, 1)  # [rows, ranks, columns of the piece, inputs]
-        products.append(piece @ weight.T)
+        found.append(linear(piece, weight))
         wholes.append(piece)
-    return torch.cat(products, 2).flatten(1, 2), torch.cat(wholes, 2).flatten(1, 2)
+    return torch.cat(found, 2).flatten(1, 2), torch.cat(wholes, 2).flatten(1, 2)
 
 
 def _scattered(x: Tensor, weight: Tensor, size: int, name: str, pieces: int) -> list[Tensor]:
     """The pieces of the product's sum over ranks, on their way."""
     leaving = []
     for piece in x.unflatten(1, (size, -1)).tensor_split(pieces, 2):
-        stacked = (piece @ weight.T).transpose(0, 1).flatten(0, 1)
+        stacked = linear(piece, weight).transpose(0, 1).flatten(0, 1)
         leaving.append(_functional.reduce_scatter_tensor(stacked.contiguous(), "sum", size, name))
     return leaving
 

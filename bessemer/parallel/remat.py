@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from bessemer.core import products
 from bessemer.core.errors import RecipeError
 from bessemer.models.layers import grouped, native_attention
 
@@ -29,7 +30,7 @@ def _operator(custom: Any) -> Any:
 Kind = Literal["products", "attention", "experts", "collectives"]
 
 KEPT: dict[Kind, set[Any]] = {
-    "products": {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default},
+    "products": {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default, _operator(products._product)},
     "attention": {
         torch.ops.aten._scaled_dot_product_flash_attention.default,
         torch.ops.aten._scaled_dot_product_efficient_attention.default,

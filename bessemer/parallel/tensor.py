@@ -20,6 +20,7 @@ from bessemer.core import shards
 from bessemer.core.collectives import Along, along, gather, own, scatter_sum, sum_backward, sum_forward, whole
 from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import World
+from bessemer.core.products import linear
 from bessemer.models.layers.attention import Attention
 from bessemer.models.layers.embedding import Embedding
 from bessemer.models.layers.experts import MixtureOfExperts
@@ -68,7 +69,7 @@ class ColumnLinear(Linear, _Shared):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.columns.pieces == 1:
-            return F.linear(self.columns.only(gather(input, 1, self.ranks)), self.weight, self.bias)
+            return linear(self.columns.only(gather(input, 1, self.ranks)), self.weight, self.bias)
         found = self.columns.only(gather_product(input, self.weight, self.ranks, self.columns.pieces))
         return found if self.bias is None else found + self.bias.to(found.dtype)
 
@@ -78,7 +79,7 @@ class RowLinear(Linear, _Shared):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.columns.pieces == 1:
-            summed = scatter_sum(F.linear(input, self.weight), 1, self.ranks)
+            summed = scatter_sum(linear(input, self.weight), 1, self.ranks)
         else:
             summed = product_scatter(input, self.weight, self.ranks, self.columns.pieces)
         return summed if self.bias is None else summed + self.bias.to(summed.dtype)
@@ -105,7 +106,7 @@ class VocabularyHead(Head, _Shared):
     vocabulary: int
 
     def forward(self, input: Tensor) -> Tensor:
-        logits = F.linear(sum_backward(input, self.ranks), self.weight, self.bias)
+        logits = linear(sum_backward(input, self.ranks), self.weight, self.bias)
         missing = self.ranks.piece(self.vocabulary) - logits.shape[-1]
         return whole(F.pad(logits, (0, missing)), -1, self.ranks)[..., : self.vocabulary]
 

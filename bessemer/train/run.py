@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bessemer.core import device
+from bessemer.core import products
 from bessemer.core.artifact import digest
 from bessemer.core.batch import Batch
 from bessemer.core.errors import TrainingError
@@ -74,7 +74,7 @@ class Run:
     @property
     def peak(self) -> float:
         """Measured matrix FLOP/s of all ranks in the compute type; first asked for after the first step, which needn't wait for it."""
-        return device.matrix_peak(self.engine.dtype) * self.world.mesh.ranks
+        return products.peak(self.engine.dtype) * self.world.mesh.ranks
 
     def restore_or_begin(self) -> Progress:
         """Continues from the newest whole checkpoint, if there is one."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from bessemer.core.products import linear
 
 
 class Linear(nn.Linear):
@@ -38,4 +39,4 @@ class Linear(nn.Linear):
         """Leaves memory as it is: `models/transfer.py` draws every initial value by parameter name."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight, self.bias)
+        return linear(input, self.weight, self.bias)

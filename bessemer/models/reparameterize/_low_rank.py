@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
+from bessemer.core.products import linear
 from bessemer.models.reparameterized import Matrix, Place
 
 
@@ -31,7 +31,7 @@ class LowRank(Matrix):
         return self.base + self.scale * (self.left @ self.right)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, self.base, bias) + self.scale * F.linear(F.linear(x, self.right), self.left)
+        return linear(x, self.base, bias) + self.scale * linear(linear(x, self.right), self.left)
 
     def flops(self) -> float:
         """A frozen matrix needs no gradient of its own."""

@@ -7,6 +7,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bessemer.core.products import linear
 from bessemer.models.reparameterized import Match, Matrix, Others, Place, replace, within
 
 
@@ -58,7 +59,7 @@ class BoneMatrix(Matrix):
             return super().forward(x, bias)
         filled = F.pad(x, (0, self.columns * self.rank - self.inputs))
         sums = filled.unflatten(-1, (self.columns, self.rank)).sum(-2)
-        return F.linear(x, self.base, bias) + F.linear(sums, self.blocks[: self.outputs])
+        return linear(x, self.base, bias) + linear(sums, self.blocks[: self.outputs])
 
     def flops(self) -> float:
         """The guided form needs the gradient of the whole composed matrix."""

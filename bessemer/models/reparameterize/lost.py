@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from bessemer.core.products import linear
 from bessemer.core.registry import Auto
 from bessemer.models.reparameterized import Match, Matrix, Others, Place, rank_of, replace, svd, within
 
@@ -65,8 +65,8 @@ class LOSTMatrix(Matrix):
         return (self.gamma * (self.left @ self.right)).index_add(1, self.channels, (1 - self.gamma) * self.columns)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        low = F.linear(F.linear(x, self.right), self.left)
-        y = self.gamma * low + (1 - self.gamma) * F.linear(x[..., self.channels], self.columns)
+        low = linear(linear(x, self.right), self.left)
+        y = self.gamma * low + (1 - self.gamma) * linear(x[..., self.channels], self.columns)
         return y if bias is None else y + bias.to(y.dtype)
 
     def flops(self) -> float:

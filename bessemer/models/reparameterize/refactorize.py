@@ -6,8 +6,8 @@ from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from bessemer.core.products import linear
 from bessemer.core.progress import Progress
 from bessemer.core.registry import Auto
 from bessemer.models.reparameterized import Counting, Match, Optimizers, Others, Place, rank_of, replace, svd, within
@@ -60,7 +60,7 @@ class RefactorizedMatrix(Counting):
         return self.left @ self.right
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(F.linear(x, self.right), self.left, bias)
+        return linear(linear(x, self.right), self.left, bias)
 
     def act(self, progress: Progress, optimizers: Optimizers) -> None:
         """Refactorizes when it is due."""

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from bessemer.core.products import linear
 from bessemer.core.registry import Auto
 from bessemer.models.reparameterized import Match, Matrix, Others, Place, rank_of, replace, within
 
@@ -85,7 +85,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x, left, right, values, places)
         ctx.scale, ctx.dtype = scale, dtype
         with torch.autocast(kind, enabled=False):
-            return F.linear(x.to(dtype), _compose(left, right, values, places, scale).to(dtype))
+            return linear(x.to(dtype), _compose(left, right, values, places, scale).to(dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from bessemer.core.products import linear
 from bessemer.core.progress import Progress
 from bessemer.core.registry import Auto
 from bessemer.models.reparameterized import Counting, Match, Optimizers, Others, Place, rank_of, replace, svd, within
@@ -126,7 +126,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x, values, left, right, held_left, held_right)
         ctx.dtype = dtype
         with torch.autocast(kind, enabled=False):
-            return F.linear(x.to(dtype), _compose(values, left, right, held_left, held_right).to(dtype))
+            return linear(x.to(dtype), _compose(values, left, right, held_left, held_right).to(dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

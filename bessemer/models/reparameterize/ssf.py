@@ -6,8 +6,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from bessemer.core.products import linear
 from bessemer.models.reparameterized import Match, Matrix, Others, Place, replace
 
 
@@ -52,7 +52,7 @@ class SSFMatrix(Matrix):
         return self.shift if scaled is None else scaled if self.shift is None else scaled + self.shift
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        y = F.linear(x, self.base)
+        y = linear(x, self.base)
         y = self.scale.to(y.dtype) * y
         shift = self.composed_bias(bias)
         return y if shift is None else y + shift.to(y.dtype)

@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from bessemer.core.products import linear
 from bessemer.core.progress import Progress
 from bessemer.core.registry import Auto
 from bessemer.models.reparameterize._low_rank import LowRank
@@ -76,7 +76,7 @@ class SwitchLoRAMatrix(LowRank, Counting):
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         left = torch.where(self.still_left > 0, self.left.detach(), self.left)
         right = torch.where((self.still_right > 0)[:, None], self.right.detach(), self.right)
-        return F.linear(x, self.base, bias) + self.scale * F.linear(F.linear(x, right), left)
+        return linear(x, self.base, bias) + self.scale * linear(linear(x, right), left)
 
     def act(self, progress: Progress, optimizers: Optimizers) -> None:
         """Exchanges what is due after this update."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from bessemer.core import device, files
+from bessemer.core import device, files, products
 from bessemer.core.registry import Choice, Kind, as_plain
 from bessemer.core.work import Work
 from bessemer.data.example_store import Examples
@@ -40,7 +40,8 @@ def evaluate(
     if precision == "float32":
         built = built.float()
     subject = Subject(built, tokenizer, tokens, work.seed, work.smoke, work.progress, examples)
-    found = measure(subject, tasks)
+    with products.rounded(precision == "auto"):
+        found = measure(subject, tasks)
     about: dict[str, Any] = {"model": model.hash, "tokenizer": tokenizer.fingerprint, "tasks": as_plain(tasks)}
     files.write_json(work.out / FILE, about | {"figures": {name: {k: v.plain() for k, v in each.items()} for name, each in found.items()}})
     work.info |= {name: {key: round(float(value), 6) for key, value in each.items()} for name, each in found.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from bessemer.core import device
+from bessemer.core import device, products
 from bessemer.core.mesh import Mesh, World
 from bessemer.core.registry import Auto, Choice, Kind
 from bessemer.core.work import Work
@@ -79,7 +79,8 @@ def train(
         seconds: after so many seconds of training, or
         flops: after so many floating point operations, by the model's own formula, whichever comes first.
         clip: the longest gradient norm let through; inf for any.
-        precision: `float32`, `bfloat16`, or `auto` for what is fastest here.
+        precision: `float32`, `bfloat16`, or `auto` for what is fastest here. On processors whose tiles only our own kernels reach that is
+            float32 whose products round their factors to bfloat16 (core/products.py).
         compile: compile each kind of block once.
         mesh: how many ranks share the work along each axis: pipe, replica, data, context, tensor, expert, expert_tensor (core/mesh.py);
             their product is how many processes are started.
@@ -98,8 +99,9 @@ def train(
         work, store, tokenizer, new, spend, world=World(Mesh.of(mesh)), parallel=parallel, task=task, examples=examples, logits=logits, balance=balance, mixed=mixed, optim=optim, around=around, per_layer=per_layer, schedule=schedule, clip=clip, guard=guard, dtype=dtype,
         compile=device.can_compile() if compile == "auto" else compile, keep=keep, hooks=hooks, energy=lambda: spent(meter),
     )  # fmt: skip
-    loop(run)
-    build.finish(run)
+    with products.rounded(precision == "auto"):
+        loop(run)
+        build.finish(run)
     return Model(work.out, {})
 
 

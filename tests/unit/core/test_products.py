@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from bessemer.optim import _products
-from bessemer.optim._products import Product, multiply
+from bessemer.core import products
+from bessemer.core.products import Product, multiply
 
 SHAPES = [(1, 5, 1), (64, 200, 64), (192, 192, 192), (203, 60, 203), (260, 700, 260), (130, 1376, 77), (5, 9000, 33)]
 WAYS = [
-    pytest.param(True, id="tiles", marks=pytest.mark.skipif(not _products.fast(), reason="no tile units here")),
+    pytest.param(True, id="tiles", marks=pytest.mark.skipif(not products.fast(), reason="no tile units here")),
     pytest.param(False, id="torch"),
 ]
 MISSED = {3: 1e-6, 2: 3e-5, 1: 1e-2}
@@ -18,9 +18,9 @@ MISSED = {3: 1e-6, 2: 3e-5, 1: 1e-2}
 @pytest.fixture(params=WAYS)
 def tiles(request, monkeypatch):
     if request.param:
-        monkeypatch.setattr(_products, "ENOUGH", 0)
+        monkeypatch.setattr(products, "ENOUGH", 0)
     else:
-        monkeypatch.setattr(_products, "_library", lambda: None)
+        monkeypatch.setattr(products, "_library", lambda: None)
     return request.param
 
 
@@ -74,7 +74,7 @@ def test_symmetric_ones_are_the_whole_product_and_exactly_symmetric(tiles, side,
         assert all(torch.equal(a[size:, :size], a[:size, size:].mT) for a in (out, held))
 
 
-@pytest.mark.skipif(not _products.fast(), reason="no tile units here")
+@pytest.mark.skipif(not products.fast(), reason="no tile units here")
 def test_the_number_of_threads_changes_nothing():
     a, b = draw(300, 500), draw(500, 400, seed=1)
     found = []
@@ -117,3 +117,79 @@ def test_what_is_not_finite_stays_so(tiles, bad):
     assert not out[3].isfinite().any()
     assert out[:3].isfinite().all()
     assert out[4:].isfinite().all()
+
+
+tiled = pytest.mark.skipif(not products.fast(), reason="no tile units here")
+
+
+def rounding(x):
+    return x.detach().bfloat16().double()
+
+
+@tiled
+@pytest.mark.parametrize("leading", [(700,), (3, 333)])
+def test_a_layers_product_and_its_gradients_are_those_of_factors_rounded_to_bfloat16(leading):
+    x, weight, bias, grad = draw(*leading, 160), draw(200, 160, seed=1), draw(200, seed=2), draw(*leading, 200, seed=3)
+    x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
+    with products.rounded():
+        y = products.linear(x, weight, bias)
+    y.backward(grad)  # the way back is the way there, wherever it is asked for
+    flat, coming = rounding(x).flatten(0, -2), rounding(grad).flatten(0, -2)
+    wanted = {
+        "y": (y, (flat @ rounding(weight).T).view(*leading, 200) + bias.double()),
+        "x": (x.grad, (coming @ rounding(weight)).view_as(x)),
+        "weight": (weight.grad, coming.T @ flat),
+        "bias": (bias.grad, grad.double().flatten(0, -2).sum(0)),
+    }
+    for name, (found, exact) in wanted.items():
+        assert (found - exact).norm() < 2e-6 * exact.norm(), name
+        assert found.is_contiguous(), name
+
+
+@tiled
+def test_compiled_it_is_the_same_to_the_bit():
+    x, weight = draw(700, 160).requires_grad_(), draw(200, 160, seed=1).requires_grad_()
+    compiled = torch.compile(lambda x, weight: products.linear(x, weight).relu())
+    found = []
+    with products.rounded():
+        for way in (compiled, lambda x, weight: products.linear(x, weight).relu()):
+            y = way(x, weight)
+            found.append((y, *torch.autograd.grad(y.square().sum(), (x, weight))))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@tiled
+def test_gradients_have_gradients():
+    x, weight, along = draw(700, 160).requires_grad_(), draw(200, 160, seed=1).requires_grad_(), draw(700, 160, seed=2)
+    with products.rounded():
+        y = products.linear(x, weight)
+    (of_x,) = torch.autograd.grad(y.square().sum() / 2, x, create_graph=True)  # x W^T W
+    (of_weight,) = torch.autograd.grad(of_x, weight, along)  # W (x^T a + a^T x)
+    exact = weight.double() @ (x.double().T @ along.double() + along.double().T @ x.double())
+    assert (of_weight - exact).norm() < 2e-2 * exact.norm()
+
+
+@tiled
+def test_only_large_products_that_may_are_rounded():
+    x, weight = draw(700, 160), draw(200, 160, seed=1)
+    exact = torch.nn.functional.linear(x, weight)
+    assert torch.equal(products.linear(x, weight), exact)
+    with products.rounded():
+        assert not torch.equal(products.linear(x, weight), exact)
+        assert torch.equal(products.linear(x[:9], weight), torch.nn.functional.linear(x[:9], weight))
+        assert products.linear(x.double(), weight.double()).dtype == torch.float64
+        with products.rounded(False):
+            assert torch.equal(products.linear(x, weight), exact)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert products.linear(x, weight).dtype == torch.bfloat16
+    assert torch.equal(products.linear(x, weight), exact)
+
+
+@tiled
+def test_adding_to_a_matrix_rounds_the_factors_but_not_the_sum():
+    to, a, b = draw(200, 160), draw(700, 200, seed=1).T, draw(700, 160, seed=2)
+    wanted = to.double() + rounding(a) @ rounding(b)
+    with products.rounded():
+        found = products.add_product(to, a, b)
+    assert found is to
+    assert (to - wanted).norm() < 2e-6 * wanted.norm()

@@ -1,6 +1,6 @@
 /* Products of float32 matrices on the tile units of x86 processors (AMX), whose factors are bfloat16: each number is split into one, two or
    three bfloat16 parts, and the products of the parts are summed in float32. Three parts are the whole number; two miss it by 2^-17. What is not
-   finite comes out as not a number. The result does not depend on how many threads there are.
+   finite comes out as not finite. The result does not depend on how many threads there are.
 
    A tile holds 16 rows of 64 bytes. For the left factor that is 16 rows and 32 of the depth; for the right one 16 columns, lying across, and
    pairs of the depth going down. Both are packed whole before the products; the inner kernel keeps 32 x 32 results in four tiles. */
@@ -29,6 +29,7 @@ typedef struct {
 #define DEEP 32
 #define TILE 512              /* bfloat16 numbers in a tile */
 #define BLOCK (2 * SIDE)      /* results of one kernel: BLOCK x BLOCK */
+#define CHUNK 512             /* of the depth, where threads work together */
 #define KEPT (3 << 19)        /* bytes of packed right factor that should stay in the second-level cache */
 #define ROUND_UP(x, to) (((x) + (to)-1) / (to) * (to))
 
@@ -40,13 +41,6 @@ int ready(void) {
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     if ((low & 0x600e6) != 0x600e6) return 0;
     return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
-}
-
-/* The nearest bfloat16 number, as float32 bits whose lower half is to be ignored. */
-static inline __m512i rounded(__m512 x) { return _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000)); }
-
-static inline __m512 rest(__m512 x, __m512i bits) {
-    return _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xffff0000))));
 }
 
 static inline void transpose(__m512i r[SIDE]) {
@@ -74,17 +68,26 @@ static inline void transpose(__m512i r[SIDE]) {
 
 static inline __mmask16 first_of(long count) { return count >= SIDE ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1); }
 
-/* Two vectors of numbers, which are pairs of the depth, to one row of a tile for each part. */
-static inline __attribute__((always_inline)) void split(__m512 x, __m512 y, int parts, __m512i *to, long apart) {
+static inline __m512 nearest(__m512 x) { /* bfloat16 number */
+    __m512i bits = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
+    return _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xffff0000)));
+}
+
+/* Two vectors of numbers, one behind the other or (between) number by number, to one row of a tile for each part. */
+static inline __attribute__((always_inline)) void split(__m512 x, __m512 y, int between, int parts, __m512i *to, long apart) {
+    const __m512i turns = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, /* a number of y, one of x, ... */
+                                           23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     for (int part = 0; part < parts; part++, to += apart) {
-        __m512i first = rounded(x), second = rounded(y);
-        _mm512_store_si512(to, _mm512_or_si512(_mm512_srli_epi32(first, 16), _mm512_and_si512(second, _mm512_set1_epi32(0xffff0000))));
-        x = rest(x, first);
-        y = rest(y, second);
+        int last = part + 1 == parts;
+        __m512 first = last ? x : nearest(x), second = last ? y : nearest(y);
+        __m512i row = (__m512i)_mm512_cvtne2ps_pbh(second, first);
+        _mm512_store_si512(to, between ? _mm512_permutexvar_epi16(turns, row) : row);
+        x = _mm512_sub_ps(x, first);
+        y = _mm512_sub_ps(y, second);
     }
 }
 
-/* Two neighbouring rows of tiles, BLOCK lines in all. Numbers n and n + 16 of the depth make a pair: which do is free, if both factors agree.
+/* Two neighbouring rows of tiles, BLOCK lines in all.
 
    Where a line's numbers lie as a tile has them they are read in order, line by line, which is what the processor fetches ahead;
    `lying` is the other way round, 16 lines side by side for each step of the depth, and transposed tile by tile. */
@@ -98,7 +101,7 @@ static inline __attribute__((always_inline)) void pack(const float *from, long s
                 x = _mm512_maskz_loadu_ps(first_of(depth - k), from + r * side + k);
                 y = _mm512_maskz_loadu_ps(first_of(depth - k - SIDE), from + r * side + k + SIDE);
             }
-            split(x, y, parts, (__m512i *)row, TILE * 2 / 64);
+            split(x, y, 0, parts, (__m512i *)row, TILE * 2 / 64);
         }
     }
 }
@@ -113,13 +116,13 @@ static inline __attribute__((always_inline)) void pack_transposed(const float *f
             for (int i = 0; i < SIDE; i++) {
                 __m512 x = _mm512_setzero_ps(), y = x;
                 if (lying) {
-                    if (i < below) x = _mm512_maskz_loadu_ps(first_of(left), here + i * deep);
-                    if (i + SIDE < below) y = _mm512_maskz_loadu_ps(first_of(left), here + (i + SIDE) * deep);
+                    if (2 * i < below) x = _mm512_maskz_loadu_ps(first_of(left), here + 2 * i * deep);
+                    if (2 * i + 1 < below) y = _mm512_maskz_loadu_ps(first_of(left), here + (2 * i + 1) * deep);
                 } else if (i < left) {
                     x = _mm512_maskz_loadu_ps(first_of(below), here + i * side);
                     y = _mm512_maskz_loadu_ps(first_of(below - SIDE), here + i * side + SIDE);
                 }
-                split(x, y, parts, (__m512i *)to + i, TILE * 2 / 64);
+                split(x, y, lying, parts, (__m512i *)to + i, TILE * 2 / 64);
             }
             for (int part = 0; part < parts; part++) transpose((__m512i *)(to + part * TILE));
         }
@@ -128,12 +131,12 @@ static inline __attribute__((always_inline)) void pack_transposed(const float *f
 /* The right factor's columns from one on, where its rows are the lines of memory: read row by row. */
 static inline __attribute__((always_inline)) void pack_across(const float *from, long deep, long columns, long depth, int parts, uint16_t *to) {
     long tiles = ROUND_UP(depth, DEEP) / DEEP;
-    for (long d = 0; d < tiles * DEEP; d += d % DEEP == SIDE - 1 ? SIDE + 1 : 1)
+    for (long d = 0; d < tiles * DEEP; d += 2)
         for (long c = 0; c < ROUND_UP(columns, BLOCK); c += SIDE) {
             __m512 x = _mm512_setzero_ps(), y = x;
             if (d < depth) x = _mm512_maskz_loadu_ps(first_of(columns - c), from + d * deep + c);
-            if (d + SIDE < depth) y = _mm512_maskz_loadu_ps(first_of(columns - c), from + (d + SIDE) * deep + c);
-            split(x, y, parts, (__m512i *)(to + (c / SIDE * tiles + d / DEEP) * parts * TILE + d % DEEP * DEEP), TILE * 2 / 64);
+            if (d + 1 < depth) y = _mm512_maskz_loadu_ps(first_of(columns - c), from + (d + 1) * deep + c);
+            split(x, y, 1, parts, (__m512i *)(to + (c / SIDE * tiles + d / DEEP) * parts * TILE + d % DEEP / 2 * DEEP), TILE * 2 / 64);
         }
 }
 
@@ -155,11 +158,23 @@ static void pack_lines(const float *from, long side, long deep, long lines, long
 #define RIGHT(part) _tile_loadd(6, b + (part)*TILE, 64); _tile_loadd(7, b + more + (part)*TILE, 64)
 #define ADD _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7)
 
-/* BLOCK x BLOCK results. On the way it asks for what is packed next: `rows` lines of memory from `ahead` on, a tile's depth at a time. */
-static void kernel(const uint16_t *a, const uint16_t *b, long tiles, int parts, float *to, const float *ahead, long stride, long rows) {
+#define OVER_RESULTS(do)                                                                                                                    \
+    do(0, to, 4 * side);                                                                                                                    \
+    do(1, to + SIDE, 4 * side);                                                                                                             \
+    do(2, to + SIDE * side, 4 * side);                                                                                                      \
+    do(3, to + SIDE * side + SIDE, 4 * side)
+
+/* BLOCK x BLOCK results, or as much more of them, whose rows are `side` apart. On the way it asks for what is packed next: `rows` lines of
+   memory from `ahead` on, a tile's depth at a time. */
+static void kernel(const uint16_t *a, const uint16_t *b, long tiles, int parts, float *to, long side, int more_of_it, const float *ahead, long stride,
+                   long rows) {
     long more = tiles * parts * TILE;
     __asm__ volatile("" ::: "memory");
-    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    if (more_of_it) {
+        OVER_RESULTS(_tile_loadd);
+    } else {
+        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    }
     for (long k = 0; k < tiles; k++, a += parts * TILE, b += parts * TILE) {
         for (long r = 0; r < rows; r++) {
             _mm_prefetch((const char *)(ahead + r * stride + k * DEEP), _MM_HINT_T1);
@@ -180,10 +195,7 @@ static void kernel(const uint16_t *a, const uint16_t *b, long tiles, int parts, 
             RIGHT(0); ADD;
         }
     }
-    _tile_stored(0, to, 4 * BLOCK);
-    _tile_stored(1, to + SIDE, 4 * BLOCK);
-    _tile_stored(2, to + SIDE * BLOCK, 4 * BLOCK);
-    _tile_stored(3, to + SIDE * BLOCK + SIDE, 4 * BLOCK);
+    OVER_RESULTS(_tile_stored);
     __asm__ volatile("" ::: "memory");
 }
 
@@ -210,18 +222,20 @@ static void finish(const product *p, float *found, long i, long j) {
         }
 }
 
-static _Thread_local struct {
+typedef struct {
     uint16_t *held;
     size_t size;
 } room;
 
-static uint16_t *room_of(size_t size) {
-    if (room.size < size) {
-        free(room.held);
-        room.held = aligned_alloc(64, ROUND_UP(size, 64));
-        room.size = room.held ? size : 0;
+static _Thread_local room own, common; /* packed factors of one thread; those that a team packs together, held by its first */
+
+static uint16_t *room_of(room *kept, size_t size) {
+    if (kept->size < size) {
+        free(kept->held);
+        kept->held = aligned_alloc(64, ROUND_UP(size, 64));
+        kept->size = kept->held ? size : 0;
     }
-    return room.held;
+    return kept->held;
 }
 
 /* One product, rows from `begin` to `end`; both are whole blocks, or the end. */
@@ -231,7 +245,7 @@ static int multiply(const product *p, int parts, long begin, long end) {
     if (wide > p->columns) wide = ROUND_UP(p->columns, BLOCK);
     int once = wide >= p->columns; /* then a panel of the left factor is used up as soon as it is packed */
     long panels = once ? 1 : (end - begin + BLOCK - 1) / BLOCK;
-    uint16_t *left = room_of(2 * line * (panels + wide / BLOCK));
+    uint16_t *left = room_of(&own, 2 * line * (panels + wide / BLOCK));
     float found[BLOCK * BLOCK] __attribute__((aligned(64)));
     if (!left) return 0;
     uint16_t *right = left + panels * line;
@@ -251,7 +265,7 @@ static int multiply(const product *p, int parts, long begin, long end) {
                     _mm_prefetch((const char *)(p->plus + (i + r) * p->plus_row + j), _MM_HINT_T0);
                     _mm_prefetch((const char *)(p->plus + (i + r) * p->plus_row + j + SIDE), _MM_HINT_T0);
                 }
-                kernel(a, right + (j - from) / BLOCK * line, tiles, parts, found, p->a + (i + BLOCK + row) * p->a_row, p->a_row, rows);
+                kernel(a, right + (j - from) / BLOCK * line, tiles, parts, found, BLOCK, 0, p->a + (i + BLOCK + row) * p->a_row, p->a_row, rows);
                 finish(p, found, i, j);
             }
         }
@@ -269,21 +283,86 @@ static void configure(void) {
     _tile_loadconfig(&shape);
 }
 
-/* All products, each by one thread, or cut by rows where there are fewer than threads; 0 if memory ran out. */
-int multiply_all(const product *products, long count, int parts) {
-    int threads = omp_get_max_threads(), good = 1;
-    long slabs = count >= threads ? 1 : (threads + count - 1) / count;
-#pragma omp parallel reduction(& : good) if (count * slabs > 1)
-    {
-        configure();
-#pragma omp for schedule(dynamic)
-        for (long n = 0; n < count * slabs; n++) {
-            const product *p = products + n / slabs;
-            long step = ROUND_UP((p->rows + slabs - 1) / slabs, BLOCK), begin = n % slabs * step;
-            long end = begin + step < p->rows ? begin + step : p->rows;
-            if (begin < end) good &= multiply(p, parts, begin, end);
+/* The left factor's lines where the depth's steps are the lines of memory: read as they lie, then transposed tile by tile. */
+static void pack_lying(const float *from, long deep, long lines, long depth, int parts, uint16_t *to) {
+    pack_lines(from, 1, deep, lines, depth, 1, parts, to);
+    for (long n = 0; n < ROUND_UP(lines, BLOCK) / SIDE * (ROUND_UP(depth, DEEP) / DEEP) * parts; n++) transpose((__m512i *)(to + n * TILE));
+}
+
+static int whole(const product *p, long i, long j) {
+    return p->alpha == 1 && !p->symmetric && (!p->plus || (p->plus == p->out && p->beta == 1)) && p->rows - i >= BLOCK && p->columns - j >= BLOCK;
+}
+
+/* A thread's rows of a piece: columns `from` to `to`, whose right factor is packed. */
+static void multiply_piece(const product *p, int parts, long begin, long end, long from, long to, uint16_t *left, const uint16_t *right) {
+    long tiles = ROUND_UP(p->depth, DEEP) / DEEP, line = 2 * tiles * parts * TILE, blocks = (to - from + BLOCK - 1) / BLOCK;
+    float found[BLOCK * BLOCK] __attribute__((aligned(64)));
+    int lying = p->a_depth != 1;
+    if (lying) pack_lying(p->a + begin, p->a_depth, end - begin, p->depth, parts, left);
+    for (long i = begin; i < end; i += BLOCK) {
+        uint16_t *a = lying ? left + (i - begin) / BLOCK * line : left;
+        long next = i + BLOCK < end ? end - i - BLOCK : 0, share = (BLOCK + blocks - 1) / blocks;
+        if (!lying) pack_lines(p->a + i * p->a_row, p->a_row, 1, end - i < BLOCK ? end - i : BLOCK, p->depth, 0, parts, a);
+        for (long j = from; j < to; j += BLOCK) {
+            if (p->symmetric && j + BLOCK <= i) continue;
+            long row = (j - from) / BLOCK * share, rows = next - row < share ? next - row : share;
+            int direct = whole(p, i, j);
+            if (lying || rows < 0 || row >= BLOCK) rows = 0;
+            kernel(a, right + (j - from) / BLOCK * line, tiles, parts, direct ? p->out + i * p->out_row + j : found, direct ? p->out_row : BLOCK,
+                   direct && p->plus, p->a + (i + BLOCK + row) * p->a_row, p->a_row, rows);
+            if (!direct) finish(p, found, i, j);
         }
-        _tile_release();
+    }
+}
+
+/* One product by all threads of a team: the right factor is packed together, in pieces that stay in the second-level cache. */
+static void multiply_together(const product *all, int parts, long wide, uint16_t *right, int *good) {
+    long team = omp_get_num_threads(), me = omp_get_thread_num(), step = ROUND_UP((all->rows + team - 1) / team, BLOCK);
+    long begin = me * step, end = begin + step < all->rows ? begin + step : all->rows, most = all->depth < CHUNK ? all->depth : CHUNK;
+    long line = 2 * ROUND_UP(most, DEEP) / DEEP * parts * TILE;
+    uint16_t *left = room_of(&own, 2 * line * (all->a_depth == 1 ? 1 : step / BLOCK));
+    if (!left) *good = 0;
+    for (long from = 0; from < all->columns; from += wide)
+        for (long k = 0; k < all->depth; k += CHUNK) {
+            product p = *all;
+            long to = from + wide < p.columns ? from + wide : p.columns, blocks = (to - from + BLOCK - 1) / BLOCK;
+            p.a += k * p.a_depth, p.b += k * p.b_depth;
+            p.depth = p.depth - k < CHUNK ? p.depth - k : CHUNK;
+            if (k) p.plus = p.out, p.plus_row = p.out_row, p.beta = 1;
+            long first = from + me * blocks / team * BLOCK, last = from + (me + 1) * blocks / team * BLOCK;
+            pack_lines(p.b + first * p.b_column, p.b_column, p.b_depth, (last < to ? last : to) - first, p.depth, 1, parts,
+                       right + (first - from) / BLOCK * 2 * ROUND_UP(p.depth, DEEP) / DEEP * parts * TILE);
+#pragma omp barrier
+            if (left && begin < end) multiply_piece(&p, parts, begin, end, from, to, left, right);
+#pragma omp barrier
+        }
+}
+
+/* All products; 0 if memory ran out. Where there are fewer than threads, each by all of them, else each by one. */
+int multiply_all(const product *products, long count, int parts) {
+    int good = 1;
+    if (count >= omp_get_max_threads()) {
+#pragma omp parallel reduction(& : good) if (count > 1)
+        {
+            configure();
+#pragma omp for schedule(dynamic)
+            for (long n = 0; n < count; n++) good &= multiply(products + n, parts, 0, products[n].rows);
+            _tile_release();
+        }
+        return good;
+    }
+    for (long n = 0; n < count; n++) {
+        const product *p = products + n;
+        long line = 2 * ROUND_UP(p->depth < CHUNK ? p->depth : CHUNK, DEEP) / DEEP * parts * TILE, wide = KEPT / (line * 2) * BLOCK;
+        if (wide > p->columns) wide = ROUND_UP(p->columns, BLOCK);
+        uint16_t *right = room_of(&common, 2 * line * wide / BLOCK);
+        if (!right) return 0;
+#pragma omp parallel reduction(& : good)
+        {
+            configure();
+            multiply_together(p, parts, wide, right, &good);
+            _tile_release();
+        }
     }
     return good;
 }

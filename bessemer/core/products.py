@@ -1,0 +1,216 @@
+"""Products of float32 matrices on a processor's tile units (`products.c`); where there are none, torch multiplies.
+
+Factors are split into bfloat16 parts whose products are summed in float32. Optimizers hand over many products at once, of which each core takes
+whole ones, in as many parts as torch's float32 matmul precision asks for: "highest" three, which is float32; "high" two; "medium" one.
+
+Layers call `product`. Inside `rounded()` it rounds both factors to bfloat16, as training in bfloat16 does everywhere; what goes in, comes out
+and is summed stays float32. oneDNN does such products only where the processor describes its tiles, which some hypervisors hide.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from bessemer.core import device, native
+
+PARTS = {"highest": 3, "high": 2, "medium": 1}
+"""bfloat16 parts of a float32 number, by torch's float32 matmul precision."""
+ENOUGH = 1 << 20
+"""Multiplications from which on a product is worth packing."""
+WORTH = 1 << 24
+"""Multiplications from which on a layer's product is worth the way here from Python."""
+SMALL = 192
+"""Symmetric products with sides below this are cheaper whole, where torch multiplies."""
+_rounds = False
+
+
+class Product(NamedTuple):
+    """out = alpha a b (+ beta plus), for matrices.
+
+    Attributes:
+        plus: may be `out` itself.
+        symmetric: the result is known to be.
+    """
+
+    a: Tensor
+    b: Tensor
+    out: Tensor
+    plus: Tensor | None = None
+    beta: float = 1.0
+    alpha: float = 1.0
+    symmetric: bool = False
+
+
+def multiply(products: Sequence[Product], parts: int = 3) -> None:
+    """Does all of them, in any order.
+
+    Args:
+        parts: at most so many; two miss float32 by 2^-17 of the factors' sizes, enough for what is added to weights a thousand times as large.
+    """
+    library = _library() if products else None
+    if library is None or not all(map(_fits, products)):
+        for product in products:
+            _by_torch(product)
+        return
+    jobs = (_Job * len(products))(*map(_job, products))
+    if not library.multiply_all(jobs, ctypes.c_long(len(products)), min(parts, PARTS[torch.get_float32_matmul_precision()])):
+        raise MemoryError("no memory is left for packing matrices")
+
+
+def fast() -> bool:
+    """Whether this machine's tile units are used."""
+    return _library() is not None
+
+
+@contextmanager
+def rounded(wanted: bool = True) -> Iterator[None]:
+    """Lets the products of layers inside round their factors to bfloat16, where tile units make that faster."""
+    global _rounds
+    before, _rounds = _rounds, wanted and fast()
+    try:
+        yield
+    finally:
+        _rounds = before
+
+
+def rounds(a: Tensor, b: Tensor) -> bool:
+    """Whether `product` would round these factors; asked while compiling."""
+    if not _rounds or a.dtype != torch.float32 or b.dtype != torch.float32 or type(b) not in (Tensor, torch.nn.Parameter):
+        return False
+    return device.in_main_memory(a) and not torch.is_autocast_enabled("cpu") and a.numel() * b.shape[1] >= WORTH
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b, rounding if it may: x [..., inputs], weight [outputs, inputs]."""
+    if not rounds(x, weight.T):
+        return torch.nn.functional.linear(x, weight, bias)
+    found = _product(x.reshape(-1, x.shape[-1]), weight.T).view(*x.shape[:-1], len(weight))
+    return found if bias is None else found + bias
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a b, rounding if it may: [rows, depth] and [depth, columns]."""
+    return _product(a, b) if rounds(a, b) else a @ b
+
+
+def add_product(to: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Adds a b to a matrix in place, outside of any graph."""
+    if rounds(a, b) and to.dtype == torch.float32:
+        multiply([Product(_dense(a), _dense(b), to, to)], 1)
+        return to
+    return to.addmm_(a, b) if to.dtype == a.dtype else to.add_(a @ b)
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    return matrix if 1 in matrix.stride() else matrix.contiguous()
+
+
+@torch.library.custom_op("bessemer::product", mutates_args=())
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    found = a.new_empty(a.shape[0], b.shape[1])
+    multiply([Product(_dense(a), _dense(b), found)], 1)
+    return found
+
+
+@_product.register_fake
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[1])
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Each factor's gradient in the factor's own layout, so that a weight's need not be copied into place."""
+    a, b = ctx.saved_tensors
+    of_a = _product(grad, b.T) if ctx.needs_input_grad[0] else None
+    if not ctx.needs_input_grad[1]:
+        return of_a, None
+    return of_a, _product(grad.T, a).T if b.stride(0) == 1 else _product(a.T, grad)
+
+
+_product.register_autograd(_differentiate, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.bessemer.product)  # type: ignore[untyped-decorator]
+def _operations(a: Sequence[int], b: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * a[0] * a[1] * b[1]
+
+
+@cache
+def peak(dtype: torch.dtype) -> float:
+    """Measured FLOP/s of large products as layers compute them: torch's in `dtype`, or, inside `rounded()`, those done here if faster."""
+    return max(device.matrix_peak(dtype), _own_peak() if _rounds else 0.0)
+
+
+def _own_peak(side: int = 1536, seconds: float = 0.6) -> float:
+    a, b, out = torch.randn(side, side), torch.randn(side, side), torch.empty(side, side)
+    best, count, began = float("inf"), 0, time.perf_counter()
+    while count < 12 or time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        multiply([Product(a, b, out)], 1)
+        best, count = min(best, time.perf_counter() - start), count + 1
+    return 2 * side**3 / best
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    library = native.build(Path(__file__).with_suffix(".c"))
+    return library if library is not None and library.ready() else None
+
+
+def _fits(product: Product) -> bool:
+    tensors = [t for t in (product.a, product.b, product.out, product.plus) if t is not None]
+    rows = all(t.stride(1) == 1 for t in tensors[2:])
+    return (
+        rows
+        and all(type(t) in (Tensor, torch.nn.Parameter) and t.is_cpu and t.dtype == torch.float32 for t in tensors)
+        and all(1 in t.stride() for t in tensors[:2])
+        and product.a.shape[0] * product.a.shape[1] * product.b.shape[1] >= ENOUGH
+    )
+
+
+class _Job(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("a", "b", "plus", "out")),
+        *((name, ctypes.c_long) for name in ("rows", "columns", "depth", "a_row", "a_depth", "b_depth", "b_column", "out_row", "plus_row")),
+        *((name, ctypes.c_float) for name in ("alpha", "beta")),
+        ("symmetric", ctypes.c_int),
+    ]
+
+
+def _job(product: Product) -> _Job:
+    a, b, out, plus, beta, alpha, symmetric = product
+    where = [t.data_ptr() if t is not None else None for t in (a, b, plus, out)]
+    strides = (*a.stride(), *b.stride(), out.stride(0), plus.stride(0) if plus is not None else 0)
+    return _Job(*where, len(a), b.shape[1], len(b), *strides, alpha, beta, symmetric)
+
+
+def _by_torch(product: Product) -> None:
+    a, b, out, plus, beta, alpha, symmetric = product
+    side = len(out)
+    size = -(-side // 4) if symmetric and side >= SMALL and out.is_cpu else side
+    for start in range(0, side, size):
+        rows = slice(start, start + size)
+        columns = slice(start if symmetric else 0, None)
+        to = out[rows, columns]
+        if plus is None:
+            torch.mm(a[rows], b[:, columns], out=to)
+            if alpha != 1.0:
+                to.mul_(alpha)
+        else:
+            torch.addmm(plus[rows, columns], a[rows], b[:, columns], beta=beta, alpha=alpha, out=to)
+    for start in range(size, side, size):
+        rows = slice(start, start + size)
+        out[rows, :start] = out[:start, rows].mT
