@@ -185,7 +185,8 @@ def turns(given: argparse.Namespace, shape: str, running: dict[str, Contender], 
         peaks.append(peak(given.dtype, given.precision == "auto"))
         for name in sorted(running, reverse=turn % 2 == 1):
             rates[name].append(tokens / running[name].run(given.steps))
-        print(f"  {shape:6s} " + "  ".join(f"{name} {each[-1]:,.0f}" for name, each in rates.items()) + f"  peak {peaks[-1][0] / 1e9:.0f}, {peaks[-1][1] / 1e9:.0f}", flush=True)
+        told = "  ".join(f"{name} {each[-1]:,.0f}" for name, each in rates.items())
+        print(f"  {shape:6s} {told}  peak {' and '.join(f'{each / 1e9:.0f}' for each in peaks[-1])}", flush=True)
     for name, each in rates.items():
         table[name]["tokens_per_second"] = statistics.median(each)
         if name != "ours":

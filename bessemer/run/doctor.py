@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from bessemer.core import device, registry
+from bessemer.core import device, products, registry
 from bessemer.core.errors import BessemerError
 from bessemer.run import energy
 
@@ -56,6 +56,7 @@ def examine(folder: Path, *, measure: bool = True) -> dict[str, Any]:
         "device": str(device.device()),
         "accelerators": device.accelerators(),
         "number_format": str(device.compute_dtype()).removeprefix("torch."),
+        "own_products": products.fast() and device.compute_dtype() == torch.float32,
         "compiler": next((path for name in (os.environ.get("CXX", ""), "g++", "clang++") if name and (path := shutil.which(name))), None),
         "energy": energy.Meter().read().how,
         "missing": [name for name in OPTIONAL if importlib.util.find_spec(name) is None],
@@ -63,6 +64,8 @@ def examine(folder: Path, *, measure: bool = True) -> dict[str, Any]:
     if measure:
         found["float32_peak"] = device.matrix_peak(torch.float32)
         found["bfloat16_peak"] = device.matrix_peak(torch.bfloat16)
+        with products.rounded(found["own_products"]):
+            found["layers_peak"] = products.peak(device.compute_dtype())
         found["copy_bandwidth"] = device.copy_bandwidth()
     return found
 
@@ -105,6 +108,9 @@ def text(found: dict[str, Any]) -> str:
 
 
 def _numbers(found: dict[str, Any]) -> tuple[str, str]:
+    if found["own_products"]:
+        how = f", {found['layers_peak'] / found['float32_peak']:.1f} times as fast as torch's" if "layers_peak" in found else ""
+        return ("good", f"training computes in float32, its layers' products in bfloat16 on tiles which torch can't reach here{how}")
     if "bfloat16_peak" not in found:
         return ("good", f"training computes in {found['number_format']}")
     ratio = found["bfloat16_peak"] / found["float32_peak"]

@@ -199,8 +199,9 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(here):
     said = " ".join(text for _, text in doctor.advice(found))
     for part in ("apt-get install g++", "pip install", "[ray]", "disk", "OMP_NUM_THREADS"):
         assert part in said
-    numbers = found | {"float32_peak": 2e11, "bfloat16_peak": 4e11, "number_format": "bfloat16"}
+    numbers = found | {"float32_peak": 2e11, "bfloat16_peak": 4e11, "layers_peak": 7e11, "number_format": "bfloat16", "own_products": False}
     assert ("good", "training computes in bfloat16, whose matrix products are 2.0 times as fast as float32's here") in doctor.advice(numbers)
+    assert "3.5 times as fast as torch's" in doctor.advice(numbers | {"number_format": "float32", "own_products": True})[0][1]
 
 
 def test_from_python(here):
