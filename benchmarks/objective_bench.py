@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from objective_texts import copies, keys, text
+from objective_texts import copies, few, keys, text
 
 import bessemer
 from bessemer.data.corpus import write_corpus
@@ -31,19 +32,21 @@ class Bench:
         self.trained: dict[str, Any] = {}
 
     def store(self, name: str) -> Path:
-        """The folder of a store's run: "text", "keys" or "copies"."""
+        """The folder of a store's run: "text", "few" (in text's tokens), "keys" or "copies"."""
         place = self.folder / name
         if (place / "run" / "tokenize" / "manifest.json").is_file():
             self.made[name] = place / "run"
         if name not in self.made:
             share = 0.1 if self.quick else 1.0
-            documents = text(share) if name == "text" else {"keys": keys, "copies": copies}[name](int(12000 * share))
-            write_corpus(place / "corpus", documents)
+            made = {"text": partial(text, share), "few": partial(few, share)}
+            made |= {"keys": partial(keys, int(12000 * share)), "copies": partial(copies, int(12000 * share))}
+            write_corpus(place / "corpus", made[name]())
             inputs = {"corpus": str(place / "corpus")}
-            stages = [
-                {"do": "train_tokenizer", "inputs": inputs, "vocabulary": VOCABULARY[name], "reserve": RESERVE[name], "megabytes": 0.5},
-                {"do": "tokenize", "inputs": inputs, "held_out": 0.1, "processes": 1},
-            ]
+            known = {"tokenizer": str(self.store("text") / "train_tokenizer")} if name == "few" else {}
+            stages: list[dict[str, Any]] = [{"do": "tokenize", "inputs": inputs | known, "held_out": 0.5 if name == "few" else 0.1, "processes": 1}]
+            if not known:
+                learn = {"vocabulary": VOCABULARY[name], "reserve": RESERVE[name], "megabytes": 0.5}
+                stages.insert(0, {"do": "train_tokenizer", "inputs": inputs} | learn)
             bessemer.run({"name": name, "stage": stages}, out=place / "run", quiet=True)
             self.made[name] = place / "run"
         return self.made[name]
@@ -52,7 +55,10 @@ class Bench:
         return Tokens.open(self.store(name) / "tokenize", verify=False)
 
     def tokenizer(self, name: str = "text") -> Tokenizer:
-        return Tokenizer.open(self.store(name) / "train_tokenizer", verify=False)
+        return Tokenizer.open(self._tokenizer(name), verify=False)
+
+    def _tokenizer(self, name: str) -> Path:
+        return self.store("text" if name == "few" else name) / "train_tokenizer"
 
     def train(self, task: dict[str, Any], seed: int, *, name: str = "text", steps: int | None = None, **options: Any) -> Any:
         """A model trained on one task for `steps`, in evaluation mode; the same one when it is asked for again."""
@@ -62,10 +68,11 @@ class Bench:
         return self.trained[asked]
 
     def _train(self, task: dict[str, Any], seed: int, name: str, steps: int | None, options: dict[str, Any]) -> Any:
-        inputs = {"tokens": str(self.store(name) / "tokenize"), "tokenizer": str(self.store(name) / "train_tokenizer")}
-        logits = options.pop("logits", None)
-        stage = {"do": "train", "name": "train", "inputs": inputs | ({"logits": str(logits)} if logits else {}), "task": [task]}
-        stage |= {"model": MODEL, "length": LENGTH, "batch": ROWS, "micro_batch": ROWS, "steps": steps or self.steps}
+        inputs = {"tokens": str(self.store(name) / "tokenize"), "tokenizer": str(self._tokenizer(name))}
+        inputs |= {key: str(options.pop(key)) for key in ("logits", "start") if key in options}
+        stage = {"do": "train", "name": "train", "inputs": inputs, "task": [task]}
+        stage |= {"length": LENGTH, "batch": ROWS, "micro_batch": ROWS, "steps": steps or self.steps}
+        stage |= {} if "start" in inputs else {"model": MODEL}
         stage |= {"guard": "watch", "compile": False, "precision": "float32", "hooks": []} | options
         out = Path(tempfile.mkdtemp(dir=self.folder))
         bessemer.run({"name": "objectives", "seed": seed, "stage": [stage]}, out=out, quiet=True)

@@ -8,6 +8,7 @@ import re
 import tokenize
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import distributions
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,16 @@ def gathered(parts: list[str], size: int) -> Iterator[str]:
             held = ""
     if held.strip():
         yield held
+
+
+def few(share: float) -> Iterator[Document]:
+    """A small domain of another kind: what the packages installed here say of themselves, two documents of each."""
+    described = {str(each.metadata["Name"]): str(each.metadata.get_payload()) for each in distributions()}
+    names = sorted(name for name, said in described.items() if len(said) > 500)
+    for name in names[: max(20, round(share * len(names)))]:
+        for number, part in enumerate(gathered(described[name].split("\n\n")[:60], 1500)):
+            if number < 2:
+                yield Document(part, "few", "few", f"{name}-{number}")
 
 
 def keys(count: int) -> Iterator[Document]:

@@ -15,6 +15,8 @@ floating point operations of the forward and backward passes (heads and generato
     positions     tokens of shuffled windows of 4 put in their places, against chance
     interleaved   nats of the text after a spoken span, against the same model with the units of another span
     distill       held-out nats per token with 16 stored logits of a teacher of width 128 for seven tenths of the loss, against next_token without
+    self_distill  held-out nats per token of a small domain on which a model of the others is trained further, near the one so trained before,
+                  against that one
     meco          held-out nats per token after the cooldown, against next_token without metadata
     decomposition held-out nats per token, documents in powers of two with the length curriculum, against best fit
     mixing        mean held-out nats over domains with aioli and loss_driven, against the better of fixed equal and proportional shares
@@ -58,9 +60,9 @@ from bessemer.models.layers.linear import Linear
 from bessemer.objectives._segments import segments
 
 
-def nats(bench: Bench, model: Any, domain: str | None = None) -> float:
+def nats(bench: Bench, model: Any, domain: str | None = None, name: str = "text") -> float:
     """Held-out nats per token."""
-    sums = document_sums(model, bench.tokens(), length=LENGTH, rows=ROWS, domain=domain, limit=4000 if bench.quick else 30_000)
+    sums = document_sums(model, bench.tokens(name), length=LENGTH, rows=ROWS, domain=domain, limit=4000 if bench.quick else 30_000)
     return float(sums.bits.sum() / sums.tokens.sum()) * math.log(2)
 
 
@@ -315,6 +317,15 @@ def distill(bench: Bench, seed: int) -> dict[str, float]:
     return found | {"floor": nats(bench, plain), "teacher": nats(bench, teacher)}
 
 
+def self_distill(bench: Bench, seed: int) -> dict[str, float]:
+    first = bench.train({}, seed)
+    further = partial(bench.train, seed=seed, name="few", start=first.folder)
+    teacher = further({})
+    near = {"name": "self_distill", "teacher": str(teacher.folder), "base": "next_token", "weight": 3.0}
+    models = {"self_distill": further({"objective": near}), "floor": teacher, "twice as long": further({}, steps=2 * bench.steps), "before": first}
+    return {name: nats(bench, model, name="few") for name, model in models.items()}
+
+
 def meco(bench: Bench, seed: int) -> dict[str, float]:
     told = bench.train({"condition": {"name": "metadata", "facts": ["source", "domain"], "cooldown": 0.1}}, seed)
     marked = bench.train({"condition": "markers"}, seed)
@@ -348,6 +359,7 @@ FLOORS: dict[str, tuple[Callable[[Bench, int], dict[str, float]], str, str, bool
     "positions": (positions, "position_prediction", "position_prediction", True),
     "interleaved": (interleaved, "interleaved", "interleaved", False),
     "distill": (distill, "sparse_distill", "sparse_distill", False),
+    "self_distill": (self_distill, "self_distill", "self_distill", False),
     "meco": (meco, "meco", "metadata", False),
     "decomposition": (decomposition, "decomposition", "decomposition", False),
     "mixing": (mixing, "aioli", "aioli", False),

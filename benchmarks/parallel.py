@@ -1,10 +1,11 @@
 """Two processes of one thread against one of two threads, ours against plain torch; and how soon eight ranks take their first step.
 
-    python benchmarks/parallel.py [--quick] [--turns 5] [--steps 3] [--shape small] [--dtype float32] [--only ours-ddp ...] [--start]
+    python benchmarks/parallel.py [--quick] [--turns 5] [--steps 3] [--shape small] [--dtype float32] [--precision auto] [--only ours-ddp ...] [--start]
 
 Contenders are started one by one, compiled, stopped after two steps, and then woken in turn for a few steps each (see throughput.py);
 figures are medians over the turns, ratios medians of the ratios within a turn. Ours reads real text through its data pipeline, the others draw
-random tokens. With --start only the start of eight ranks is timed: from the command to the end of the first step, eager, several times.
+random tokens. The others compute in `--dtype`, ours in `--precision`, as shipped auto (see throughput.py). With
+--start only the start of eight ranks is timed: from the command to the end of the first step, eager, several times.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def ours(given: argparse.Namespace) -> None:
     model = {"name": "decoder", **{key: c[key] for key in ("depth", "width", "heads", "ffn", "length")}, "qk_norm": "none"}
     stage = {"do": "train", "inputs": {"tokens": str(given.store / "tokenize"), "tokenizer": str(given.store / "train_tokenizer")}, "model": model}
     stage |= {"task": [{"pack": "concat"}], "optim": [{"name": "adamw", "lr": 3e-4}], "length": c["length"], "batch": c["rows"], "steps": 100_000}
-    stage |= {"precision": given.dtype, "compile": not given.eager, "hooks": [{"name": "parallel.Watch"}], "mesh": mesh, "parallel": parallel}
+    stage |= {"precision": given.precision, "compile": not given.eager, "hooks": [{"name": "parallel.Watch"}], "mesh": mesh, "parallel": parallel}
     bessemer.run({"name": "parallel", "stage": [stage]}, out=Path(tempfile.mkdtemp()) / "run", quiet=True)
 
 
@@ -104,10 +105,15 @@ class Contender:
         self.process.wait()
 
 
+def own(given: argparse.Namespace, shape: str) -> list[str]:
+    """What starts ours."""
+    return [sys.executable, str(HERE / "parallel.py"), "--shape", shape, "--precision", given.precision, "--store", str(given.store)]
+
+
 def commands(given: argparse.Namespace, scratch: Path) -> dict[str, tuple[list[str], int]]:
     """By contender: what to start, and with how many threads a process."""
     eager = ["--eager"] * given.eager
-    mine = [sys.executable, str(HERE / "parallel.py"), "--shape", given.shape, "--dtype", given.dtype, "--store", str(given.store), *eager, "--ours"]
+    mine = [*own(given, given.shape), *eager, "--ours"]
     found = {f"ours-{name}": ([*mine, name], 2 if name == "single" else 1) for name in ("single", "ddp", "fsdp")}
     hand = [sys.executable, str(HERE / "parallel_loops.py")]
     found |= {f"hand-{name}": ([*hand, name, given.shape, given.dtype, str(scratch / f"hand-{name}"), *eager], 1) for name in ("ddp", "fsdp")}
@@ -143,7 +149,7 @@ def turns(given: argparse.Namespace, scratch: Path) -> dict[str, dict[str, float
 
 def starts(given: argparse.Namespace, scratch: Path, times: int) -> list[float]:
     """Seconds from the command to the end of the first step of eight ranks."""
-    command = [sys.executable, str(HERE / "parallel.py"), "--shape", "tiny", "--dtype", given.dtype, "--store", str(given.store), "--eager", "--ours"]
+    command = [*own(given, "tiny"), "--eager", "--ours"]
     found = []
     for number in range(times):
         each = Contender([*command, "start"], 1, scratch / f"start-{number}", given.cache / "start")
@@ -162,6 +168,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="of each contender in a turn")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="small")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--precision", default="auto", help="of ours")
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--start", action="store_true")
@@ -180,7 +187,7 @@ def main() -> None:
         table = {} if given.start else turns(given, Path(folder))
         first = starts(given, Path(folder), 1 if given.quick else 3) if given.start or not given.only else []
     rounded = {name: {key: round(value, 3) for key, value in row.items()} for name, row in table.items()}
-    figures = rounded | {"shape": given.shape, "dtype": given.dtype, "compiled": not given.eager}
+    figures = rounded | {"shape": given.shape, "dtype": given.dtype, "precision": given.precision, "compiled": not given.eager}
     if first:
         figures["eight ranks' first step, s"] = round(statistics.median(first), 2)
     mine = [row for name, row in table.items() if name in ("ours-ddp", "ours-fsdp")]
