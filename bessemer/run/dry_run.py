@@ -50,11 +50,12 @@ def _plan(recipe: Recipe, stage: Stage, ranks: int | None) -> dry.Plan:
     with torch.device("meta"):
         skeleton = choice(vocabulary, 0)
     ends = {name: o[name] for name in ("steps", "tokens", "seconds", "flops", "batch", "micro_batch")}
-    spend = build.budget(work, skeleton, length, **ends)
+    mesh = _mesh(o["mesh"], ranks)
+    spend = build.budget(work, skeleton, length, **ends, mesh=mesh)
     return dry.Plan(
         model=choice,
         vocabulary=vocabulary,
-        mesh=_mesh(o["mesh"], ranks),
+        mesh=mesh,
         parallel=o["parallel"],
         objective=o["task"][0].objective,
         optim=o["optim"],

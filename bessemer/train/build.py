@@ -11,7 +11,7 @@ import torch
 from bessemer.core import compiler, device, registry
 from bessemer.core.collectives import along
 from bessemer.core.errors import BessemerError, RecipeError
-from bessemer.core.mesh import ROWS, World
+from bessemer.core.mesh import ROWS, Mesh, World
 from bessemer.core.progress import Progress
 from bessemer.core.registry import Auto, Choice
 from bessemer.core.work import Work
@@ -81,6 +81,7 @@ def budget(
     flops: float | None,
     batch: int | Auto,
     micro_batch: int | Auto,
+    mesh: Mesh,
 ) -> Budget:
     """Works out `auto` values and refuses combinations that can't be.
 
@@ -99,7 +100,7 @@ def budget(
     if steps is None and tokens is None and seconds is None:
         raise RecipeError("nothing ends the run", key=f"{work.name}.tokens", mend='give steps, tokens, seconds or flops, or tokens = "auto"')
     rows = max(1, dial.batch_tokens(tokens or dial.horizon(parameters)) // length) if batch == "auto" else batch
-    micro = dial.micro_rows(rows, length) if micro_batch == "auto" else micro_batch
+    micro = dial.micro_rows(rows, length, mesh) if micro_batch == "auto" else micro_batch
     if rows % micro:
         raise RecipeError(f"{micro} rows don't divide the global batch of {rows}", key=f"{work.name}.micro_batch", mend="choose a divisor of batch")
     if work.smoke:

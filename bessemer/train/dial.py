@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from bessemer.core import device
+from bessemer.core.mesh import ROWS, TOKENS, Mesh
 
 TOKENS_PER_PARAMETER = 20.0
 """Training tokens for each parameter in a matrix product (Hoffmann et al. 2022)."""
@@ -30,7 +31,14 @@ def batch_tokens(horizon: int) -> int:
     return max(2048, 1 << round(math.log2(wanted)))
 
 
-def micro_rows(rows: int, length: int) -> int:
-    """The most rows that divide the global batch and keep a micro-batch to about 2,048 tokens on a processor, which stay near its caches, and 32,768 on an accelerator."""
-    most = max(1, (32768 if device.is_accelerator() else 2048) // length)
-    return next(size for size in range(min(most, rows), 0, -1) if rows % size == 0)
+def micro_rows(rows: int, length: int, mesh: Mesh) -> int:
+    """The most rows that divide the global batch and keep a rank's part of a micro-batch small: all ranks' together.
+
+    That is about 2,048 tokens on a processor, which stay near its caches, and 32,768 on an accelerator. Stages of a pipeline get two micro-batches each
+    where there are as many rows, and ranks that share rows as many of them each where that divides the batch.
+    """
+    most, sharing = (32768 if device.is_accelerator() else 2048) * mesh.count(*TOKENS) // length, mesh.count(*ROWS)
+    if mesh.pipe > 1:
+        most = min(most, rows // (2 * mesh.pipe))
+    sizes = [size for size in range(min(max(most, sharing), rows), 0, -1) if rows % size == 0]
+    return next((size for size in sizes if size % sharing == 0), sizes[0])

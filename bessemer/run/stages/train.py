@@ -91,7 +91,9 @@ def train(
         store.check_tokenizer(tokenizer)
     new, rows = build.model_of(work, tokenizer, start, model, length)
     new = build.adapted(work, new, adapt, fresh=start is None)
-    spend = build.budget(work, new, rows, steps=steps, tokens=tokens, seconds=seconds, flops=flops, batch=batch, micro_batch=micro_batch)
+    spend = build.budget(
+        work, new, rows, steps=steps, tokens=tokens, seconds=seconds, flops=flops, batch=batch, micro_batch=micro_batch, mesh=Mesh.of(mesh)
+    )
     task = [each if each.mix is not None else each.model_copy(update={"mix": mix}) for each in task]
     meter = Meter()
     dtype = build.number_format(precision, f"{work.name}.precision")
