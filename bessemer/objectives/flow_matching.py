@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,31 +18,36 @@ from bessemer.objectives._examples import FromExamples, Piece, compose, normals,
 
 STREAM = "flow"
 FREQUENCIES = 32
+LEAST_LEFT = 0.05
+"""Of the way, that a step to the picture is taken to have before it: it divides."""
 
 
 class FlowMatching(FromExamples):
     """Predicts the velocity from noise to picture at a point between them (Lipman et al. 2022, "Flow Matching"; Liu et al. 2022).
 
-    A picture x and noise e meet at x_t = (1 - t) e + t x; what is predicted is x - e. The trunk reads, in both directions, one
+    A picture x and noise e meet at x_t = (1 - t) e + t x, where the velocity is x - e. By default the head says x, and the velocity is what leads
+    there from x_t: a picture fits through a trunk narrower than a patch, noise doesn't (Li and He 2025, "Back to Basics: Let Denoising Generative
+    Models Denoise"). The trunk reads, in both directions, one
     column with the time, the caption if `words` says so (left out for a share `bare` of examples, so that the model also makes
     pictures unprompted), and the patches of x_t. A trunk that has learned representations of pictures in an earlier stage starts
     ahead: that is the embedded-representation warm-up (Liu et al. 2025, "ERW") as a recipe's stages.
 
-    Term: `flow`, the mean squared difference over a patch's values, counted over patches.
+    Term: `flow`, the mean squared difference of velocities over a patch's values, counted over patches.
 
     Args:
         words: the most tokens of a caption, its end included; 0: captions aren't read.
         bare: share of examples whose caption is left out.
+        predict: what the head says, the picture or the velocity itself.
         shift: times are drawn as the sigmoid of a normal number of this mean (Esser et al. 2024, section 3.1).
 
     Raises:
         RecipeError: a number is out of range.
     """
 
-    def __init__(self, *, words: int = 0, bare: float = 0.1, shift: float = 0.0) -> None:
+    def __init__(self, *, words: int = 0, bare: float = 0.1, predict: Literal["picture", "velocity"] = "picture", shift: float = 0.0) -> None:
         if words < 0 or words == 1 or not 0.0 <= bare <= 1.0:
             raise RecipeError(f"words = {words} and bare = {bare} can't be", key="objective", mend="words 0 or from 2 on, bare from 0 to 1")
-        self.words, self.bare, self.shift = words, bare, shift
+        self.words, self.bare, self.predict, self.shift = words, bare, predict, shift
 
     @property
     def columns(self) -> int:
@@ -67,7 +73,7 @@ class FlowMatching(FromExamples):
             caption: int64 [rows, per_row, words] or None.
         """
         pieces = [Piece(vector=True), *([Piece(tokens=caption)] if caption is not None else []), Piece(values=values)]
-        made = compose(batch, pieces, self.adapter.stream, time=time, **streams)
+        made = compose(batch, pieces, self.adapter.stream, time=time, between=values, **streams)
         made.weights[STREAM] = torch.ones(values.shape[:3])
         return made
 
@@ -87,7 +93,11 @@ class FlowMatching(FromExamples):
 
     def velocity(self, outputs: Outputs, batch: Batch) -> Tensor:
         """float32 [rows, per_row, patches, size]."""
-        return self.parts["head"](self.view(outputs.hidden, batch)[:, :, 1 + self.words :]).float()
+        said = self.parts["head"](self.view(outputs.hidden, batch)[:, :, 1 + self.words :]).float()
+        if self.predict == "velocity":
+            return said
+        left = (1.0 - batch.streams["time"]).clamp(min=LEAST_LEFT)
+        return (said - batch.streams["between"]) / left[..., None, None]
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Terms:
         terms = Terms()

@@ -179,6 +179,16 @@ def test_flow_matching_goes_from_noise_to_the_picture():
     assert float(noise.std()) == pytest.approx(1.0, abs=0.05)
 
 
+def test_a_head_that_says_the_picture_leads_straight_to_it():
+    model, objective, _, batch = ready("flow_matching")
+    wanted = batch.streams["between"] + (1 - batch.streams["time"])[..., None, None] * batch.streams["velocity"]
+    objective.parts["head"].forward = lambda hidden: wanted.clone()
+    with torch.no_grad():
+        found = objective.velocity(model(objective.before(batch)), batch)
+    far = batch.streams["time"] < 0.95
+    torch.testing.assert_close(found[far], batch.streams["velocity"][far], rtol=1e-3, atol=1e-4)
+
+
 def test_flow_matching_knows_the_time_by_its_column():
     model, objective, raw, _ = ready("flow_matching")
     values = objective.raw(raw)
