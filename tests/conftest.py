@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-MANY = ("tests/ranks/", "tests/fault/test_ranks", "tests/unit/train/test_checkpoint_ranks")
+MANY = ("tests/ranks/", "tests/fault/", "tests/unit/train/test_checkpoint_ranks")
 """Tests that start several processes each: one worker does them all, so that two of them never press on the machine together."""
 
 torch.set_num_threads(1)

@@ -3,7 +3,8 @@
    finite comes out as not finite. The result does not depend on how many threads there are.
 
    A tile holds 16 rows of 64 bytes. For the left factor that is 16 rows and 32 of the depth; for the right one 16 columns, lying across, and
-   pairs of the depth going down. Both are packed whole before the products; the inner kernel keeps 32 x 32 results in four tiles. */
+   pairs of the depth going down. Both are packed before the products, one factor of a single product in pieces that stay in the second-level
+   cache; the inner kernel keeps 32 x 32 results in four tiles. */
 #include <stdint.h>
 
 typedef struct {
@@ -238,25 +239,24 @@ static uint16_t *room_of(room *kept, size_t size) {
     return kept->held;
 }
 
-/* One product, rows from `begin` to `end`; both are whole blocks, or the end. */
-static int multiply(const product *p, int parts, long begin, long end) {
+/* One of many products, by one thread. */
+static int multiply(const product *p, int parts) {
     long tiles = ROUND_UP(p->depth, DEEP) / DEEP, line = 2 * tiles * parts * TILE;
     long wide = KEPT / (line * 2) < 1 ? BLOCK : KEPT / (line * 2) * BLOCK;
     if (wide > p->columns) wide = ROUND_UP(p->columns, BLOCK);
     int once = wide >= p->columns; /* then a panel of the left factor is used up as soon as it is packed */
-    long panels = once ? 1 : (end - begin + BLOCK - 1) / BLOCK;
+    long panels = once ? 1 : (p->rows + BLOCK - 1) / BLOCK;
     uint16_t *left = room_of(&own, 2 * line * (panels + wide / BLOCK));
     float found[BLOCK * BLOCK] __attribute__((aligned(64)));
     if (!left) return 0;
     uint16_t *right = left + panels * line;
-    long first = p->symmetric ? begin / wide * wide : 0;
-    for (long from = first; from < p->columns; from += wide) {
+    for (long from = 0; from < p->columns; from += wide) {
         long to = from + wide < p->columns ? from + wide : p->columns, blocks = (to - from + BLOCK - 1) / BLOCK;
         pack_lines(p->b + from * p->b_column, p->b_column, p->b_depth, to - from, p->depth, 1, parts, right);
-        for (long i = begin; i < end; i += BLOCK) {
-            uint16_t *a = once ? left : left + (i - begin) / BLOCK * line;
-            long lines = p->rows - i < BLOCK ? p->rows - i : BLOCK, next = i + BLOCK < end ? end - i - BLOCK : 0, share = BLOCK / blocks;
-            if (from == first) pack_lines(p->a + i * p->a_row, p->a_row, p->a_depth, lines, p->depth, 0, parts, a);
+        for (long i = 0; i < p->rows; i += BLOCK) {
+            uint16_t *a = once ? left : left + i / BLOCK * line;
+            long lines = p->rows - i < BLOCK ? p->rows - i : BLOCK, next = p->rows - i - lines, share = BLOCK / blocks;
+            if (from == 0) pack_lines(p->a + i * p->a_row, p->a_row, p->a_depth, lines, p->depth, 0, parts, a);
             for (long j = from; j < to; j += BLOCK) {
                 if (p->symmetric && j < i) continue;
                 long row = (j - from) / BLOCK * share, rows = next - row < share ? next - row : share;
@@ -338,15 +338,15 @@ static void multiply_together(const product *all, int parts, long wide, uint16_t
         }
 }
 
-/* All products; 0 if memory ran out. Where there are fewer than threads, each by all of them, else each by one. */
+/* All products; 0 if memory ran out. A single one, or fewer than there are threads, are done by all threads each, else each by one. */
 int multiply_all(const product *products, long count, int parts) {
     int good = 1;
-    if (count >= omp_get_max_threads()) {
-#pragma omp parallel reduction(& : good) if (count > 1)
+    if (count > 1 && count >= omp_get_max_threads()) {
+#pragma omp parallel reduction(& : good)
         {
             configure();
 #pragma omp for schedule(dynamic)
-            for (long n = 0; n < count; n++) good &= multiply(products + n, parts, 0, products[n].rows);
+            for (long n = 0; n < count; n++) good &= multiply(products + n, parts);
             _tile_release();
         }
         return good;

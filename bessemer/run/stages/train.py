@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from bessemer.core import device, products
@@ -79,8 +80,7 @@ def train(
         seconds: after so many seconds of training, or
         flops: after so many floating point operations, by the model's own formula, whichever comes first.
         clip: the longest gradient norm let through; inf for any.
-        precision: `float32`, `bfloat16`, or `auto` for what is fastest here. On processors whose tiles only our own kernels reach that is
-            float32 whose products round their factors to bfloat16 (core/products.py).
+        precision: `float32`, `bfloat16`, or `auto` for what is fastest here, which may be products of rounded factors (core/products.py).
         compile: compile each kind of block once.
         mesh: how many ranks share the work along each axis: pipe, replica, data, context, tensor, expert, expert_tensor (core/mesh.py);
             their product is how many processes are started.
@@ -91,15 +91,13 @@ def train(
         store.check_tokenizer(tokenizer)
     new, rows = build.model_of(work, tokenizer, start, model, length)
     new = build.adapted(work, new, adapt, fresh=start is None)
-    spend = build.budget(
-        work, new, rows, steps=steps, tokens=tokens, seconds=seconds, flops=flops, batch=batch, micro_batch=micro_batch, mesh=Mesh.of(mesh)
-    )
+    ends: dict[str, Any] = {"steps": steps, "tokens": tokens, "seconds": seconds, "flops": flops}
+    spend = build.budget(work, new, rows, **ends, batch=batch, micro_batch=micro_batch, mesh=Mesh.of(mesh))
     task = [each if each.mix is not None else each.model_copy(update={"mix": mix}) for each in task]
-    meter = Meter()
     dtype = build.number_format(precision, f"{work.name}.precision")
     run = build.run(
         work, store, tokenizer, new, spend, world=World(Mesh.of(mesh)), parallel=parallel, task=task, examples=examples, logits=logits, balance=balance, mixed=mixed, optim=optim, around=around, per_layer=per_layer, schedule=schedule, clip=clip, guard=guard, dtype=dtype,
-        compile=device.can_compile() if compile == "auto" else compile, keep=keep, hooks=hooks, energy=lambda: spent(meter),
+        compile=device.can_compile() if compile == "auto" else compile, keep=keep, hooks=hooks, energy=partial(spent, Meter()),
     )  # fmt: skip
     with products.rounded(precision == "auto"):
         loop(run)
