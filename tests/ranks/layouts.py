@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from bessemer.core import compiler
 from bessemer.core.batch import Batch
 from bessemer.core.mesh import Mesh, World
 from bessemer.core.registry import choose
@@ -22,6 +23,8 @@ ADAMW = [{"name": "adamw", "lr": 0.01, "eps": 1e-3}]
 MUON = [{"role": "matrix", "name": "muon", "lr": 0.02}, *ADAMW]
 STEPS = [[5, 3], [2, 1]]
 """The rows of each micro-batch of each step: with four ranks one has none of the last."""
+COMPILED_STEPS = [[2, 1], [1, 2]]
+"""The same for compiled blocks, which are compiled anew for every number of rows; with two ranks one has none of the second."""
 
 
 def batches(rows: list[int], seed: int) -> list[Batch]:
@@ -47,10 +50,17 @@ def share(batch: Batch, index: int, count: int) -> Batch:
 
 
 def train(
-    mesh: Mesh, parallel: dict[str, Any], options: dict[str, Any], optim: list[dict[str, Any]], objective: str, compile: bool
+    mesh: Mesh,
+    parallel: dict[str, Any],
+    options: dict[str, Any],
+    optim: list[dict[str, Any]],
+    objective: str,
+    compile: bool,
+    steps: list[list[int]] = STEPS,
 ) -> dict[str, Any]:
     """Two steps on this rank; whole tensors and global figures, the same on every rank."""
     world = World(mesh)
+    compiler.fuse(compile)
     if compile:  # or the ranks would run what they can't compile any more, after those of earlier tests
         torch._dynamo.reset()
         torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -60,7 +70,7 @@ def train(
     moving = optimizers.build(model, choices, parameter_roles(model))
     engine = Engine(model, {"text": (choose("objectives", objective)(), 1.0)}, torch.float32, layout)
     found: dict[str, Any] = {}
-    for step, rows in enumerate(STEPS):
+    for step, rows in enumerate(steps):
         mine = [share(batch, world.index("replica", "data"), world.count("replica", "data")) for batch in batches(rows, step)]
         result = engine.forward_backward(mine)
         found[f"loss {step}"], found[f"terms {step}"] = result.loss, result.terms

@@ -48,7 +48,7 @@ class Pool:
         self._workers: list[tuple[Any, Connection]] = []
         self._calls = 0
 
-    def __call__(self, function: Callable[..., Any], *arguments: Any, count: int, timeout: float = 90.0) -> list[Any]:
+    def __call__(self, function: Callable[..., Any], *arguments: Any, count: int, timeout: float = 240.0) -> list[Any]:
         """What `function(*arguments)` returns on each of `count` ranks.
 
         Raises:

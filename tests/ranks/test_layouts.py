@@ -132,7 +132,8 @@ def name(case: Case) -> str:
 
 def run(mesh: dict[str, int], case: Case) -> dict[str, Any]:
     optim = {"adamw": layouts.ADAMW, "muon": layouts.MUON}[case.optim]
-    return layouts.train(Mesh.of(mesh), case.parallel if mesh else {}, case.model, optim, case.objective, case.compile)
+    steps = layouts.COMPILED_STEPS if case.compile else layouts.STEPS
+    return layouts.train(Mesh.of(mesh), case.parallel if mesh else {}, case.model, optim, case.objective, case.compile and bool(mesh), steps)
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +142,9 @@ def serial():
     known: dict[str, dict[str, Any]] = {}
 
     def find(case: Case) -> dict[str, Any]:
-        key = str((case.model, case.optim, case.objective))
+        key = str((case.model, case.optim, case.objective, case.compile))
         if key not in known:
-            known[key] = run({}, case._replace(compile=False))
+            known[key] = run({}, case)
         return known[key]
 
     return find
@@ -163,7 +164,7 @@ def compare(got: Any, wanted: Any, where: str, tolerance: float) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=name)
 def test_a_layout_trains_as_one_process_does(ranks, serial, case):
-    got = ranks(run, case.mesh, case, count=Mesh.of(case.mesh).ranks, timeout=300.0 if case.compile else 90.0)[0]
+    got = ranks(run, case.mesh, case, count=Mesh.of(case.mesh).ranks)[0]
     compare(got, serial(case), "", 1e-5)
 
 
