@@ -1,17 +1,11 @@
-"""What the objectives are measured on: documents of this machine and made ones in which something is to be found, and lexical classes."""
+"""What the objectives are measured on: documents of this machine and made ones in which something is to be found."""
 
 from __future__ import annotations
 
-import io
-import keyword
 import re
-import tokenize
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import distributions
-from typing import Any
-
-import numpy as np
 
 from bessemer.core import rng
 from bessemer.data.document import Document
@@ -73,16 +67,3 @@ def copies(count: int) -> Iterator[Document]:
     for number in range(count):
         letters = rng.numpy_generator(0, "copies", number).integers(97, 123, HIDDEN["copies"])
         yield Document((bytes(letters.tolist()).decode() + "\n") * LINES, "copies", "copies", str(number))
-
-
-def labels(source: str) -> np.ndarray[Any, Any]:
-    """The lexical class of each byte of a Python source; 0 is white space."""
-    lines, found = source.splitlines(keepends=True), np.zeros(len(source.encode()), dtype=np.int64)
-    starts = np.cumsum([0] + [len(line.encode()) for line in lines])
-    kinds = {tokenize.STRING: 3, tokenize.COMMENT: 4, tokenize.NUMBER: 5, tokenize.OP: 6}
-    for each in tokenize.generate_tokens(io.StringIO(source).readline):
-        kind = (1 if keyword.iskeyword(each.string) else 2) if each.type == tokenize.NAME else kinds.get(each.type, 0)
-        if kind and each.start[0] <= len(lines):
-            begin = starts[each.start[0] - 1] + len(lines[each.start[0] - 1][: each.start[1]].encode())
-            found[begin : begin + len(each.string.encode())] = kind
-    return found

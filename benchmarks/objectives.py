@@ -25,14 +25,12 @@ floating point operations of the forward and backward passes (heads and generato
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import statistics
 import tempfile
 import time
-import tokenize
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -43,13 +41,12 @@ import numpy as np
 import torch
 from kept import Kept
 from objective_bench import LARGE, LENGTH, MODEL, ROWS, WINDOW, Bench
-from objective_texts import HIDDEN, labels
+from objective_classes import tuned
+from objective_spans import as_blank, as_masked, from_the_left, hidden_nats
 from results import finish
 from torch.nn import functional as F
 
 import bessemer
-from bessemer.core import rng
-from bessemer.core.batch import Batch
 from bessemer.core.registry import choose
 from bessemer.data.loader import Loader
 from bessemer.data.special import MASK, SPEECH, TEXT
@@ -57,7 +54,6 @@ from bessemer.evaluate.held_out import document_sums
 from bessemer.models.attach import attach, objective_of
 from bessemer.models.families.decoder import Decoder
 from bessemer.models.layers.linear import Linear
-from bessemer.objectives._segments import segments
 
 
 def nats(bench: Bench, model: Any, domain: str | None = None, name: str = "text") -> float:
@@ -84,73 +80,6 @@ def meap(bench: Bench, seed: int) -> dict[str, float]:
         model = bench.train({"objective": name}, seed, name="keys")
         found[name] = answers(bench, model)
     return found | {"floor": found["next_token"]}
-
-
-def spans(bench: Bench, name: str) -> Iterator[tuple[Batch, list[tuple[int, int, int, int]]]]:
-    """Held-out rows with one span to hide in each document of 24 tokens or more: (row, document's start, stop, place of the span).
-
-    Of `copies` it is the first line, which no one can know from the left.
-    """
-    loader = Loader(bench.tokens(name), length=LENGTH, mix=None, split="held_out", seed=1)
-    for start in range(0, ROWS * (2 if bench.quick else 12), ROWS):
-        batch, chosen = loader.batch(start, ROWS), []
-        for each in segments(batch):
-            if each.stop - each.start >= 24:
-                draw = rng.numpy_generator(0, "hide", start + each.row, each.start)
-                width = each.stop - each.start
-                place = 0 if name == "copies" else int(draw.integers(8, width - HIDDEN[name] - 8))
-                chosen.append((each.row, each.start, each.stop, each.start + place))
-        yield batch, chosen
-
-
-def hidden_nats(
-    bench: Bench, model: Any, arrange: Callable[[Batch, list[tuple[int, int, int, int]], int], tuple[Batch, torch.Tensor]], name: str = "text"
-) -> float:
-    """Nats per hidden token; `arrange` gives the batch to read and where (row by row) the hidden tokens are targets."""
-    total, count = 0.0, 0
-    for batch, chosen in spans(bench, name):
-        ready, where = arrange(batch, chosen, HIDDEN[name])
-        with torch.no_grad():
-            losses = F.cross_entropy(model(ready).logits().flatten(0, 1), ready.targets.flatten(), reduction="none").view_as(where)
-        total, count = total + float(losses[where].sum()), count + int(where.sum())
-    return total / count
-
-
-def from_the_left(batch: Batch, chosen: list[tuple[int, int, int, int]], hidden: int) -> tuple[Batch, torch.Tensor]:
-    where = torch.zeros_like(batch.tokens, dtype=torch.bool)
-    for row, _, _, place in chosen:
-        where[row, place : place + hidden] = True
-    return batch, where
-
-
-def as_blank(objective: Any) -> Callable[[Batch, list[tuple[int, int, int, int]], int], tuple[Batch, torch.Tensor]]:
-    """The span behind a blank, as the regular denoiser has it; the document's last three tokens give their places."""
-
-    def arrange(batch: Batch, chosen: list[tuple[int, int, int, int]], hidden: int) -> tuple[Batch, torch.Tensor]:
-        tokens, targets, prefix = batch.tokens.clone(), batch.targets.clone(), torch.zeros_like(batch.tokens, dtype=torch.bool)
-        where, first, second = torch.zeros_like(prefix), int(objective.blanks[0]), int(objective.blanks[1])
-        for row, start, stop, place in chosen:
-            document, at = batch.targets[row, start : stop - 3].tolist(), place - start
-            task = [objective.modes["regular"], *document[:at], first, *document[at + hidden :]]
-            whole = torch.tensor([*task, first, *document[at : at + hidden], second])
-            tokens[row, start:stop], targets[row, start:stop] = whole[:-1], whole[1:]
-            prefix[row, start : start + len(task)] = True
-            where[row, start + len(task) : start + len(task) + hidden] = True
-        return replace(batch, tokens=tokens, targets=targets, open=prefix), where
-
-    return arrange
-
-
-def as_masked(mask: int) -> Callable[[Batch, list[tuple[int, int, int, int]], int], tuple[Batch, torch.Tensor]]:
-    """The span masked where it stands, all of it at once."""
-
-    def arrange(batch: Batch, chosen: list[tuple[int, int, int, int]], hidden: int) -> tuple[Batch, torch.Tensor]:
-        _, where = from_the_left(batch, chosen, hidden)
-        inside = torch.ones_like(where) if batch.segments is None else batch.segments > 0
-        tokens = torch.where(where, mask, torch.where(inside, batch.targets, batch.tokens))
-        return replace(batch, tokens=tokens, open=torch.ones_like(where)), where
-
-    return arrange
 
 
 def ul2(bench: Bench, seed: int) -> dict[str, float]:
@@ -224,49 +153,6 @@ def electra(bench: Bench, seed: int) -> dict[str, float]:
     contenders = {"electra": detected, "masked_language": masked, "untrained": untrained.eval()}
     found = {name: tuned(bench, model, seed) for name, model in contenders.items()}
     return found | {"floor": found["masked_language"], "compute of a step over masked language's": ratio}
-
-
-def labelled(bench: Bench, split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of half a row's length of code's tokens and the lexical class of each: int64 [rows, LENGTH / 2] both."""
-    tokens, tokenizer, wide = bench.tokens(), bench.tokenizer(), LENGTH // 2
-    rows, wanted = [], []
-    for document in tokens.documents(split, "domain", "code").tolist()[:count]:  # type: ignore[arg-type]
-        ids = tokens.read(document)[:-1]
-        try:
-            kinds = labels(tokenizer.decode(ids))
-        except (tokenize.TokenError, SyntaxError):
-            continue
-        ids = ids[: 6 * LENGTH]
-        raw = [tokenizer.bytes_of(int(token)) for token in ids]
-        begins = np.cumsum([0] + [len(each) for each in raw])[:-1] + np.array([len(each) - len(each.lstrip()) for each in raw])
-        for start in range(0, len(ids) - wide, wide):
-            rows.append(torch.from_numpy(ids[start : start + wide]))
-            wanted.append(torch.from_numpy(kinds[np.minimum(begins[start : start + wide], len(kinds) - 1)]))
-    return torch.stack(rows), torch.stack(wanted)
-
-
-def tuned(bench: Bench, model: Any, seed: int) -> float:
-    """Balanced accuracy on held-out documents of a copy of the model tuned with a linear head on the lexical classes of training documents."""
-    rows, classes = labelled(bench, "train", 10 if bench.quick else 60)
-    model, draw = copy.deepcopy(model).train().requires_grad_(True), torch.Generator().manual_seed(seed)
-    head = torch.nn.Linear(model.options["width"], 7)
-    torch.nn.init.zeros_(head.weight)
-    moving, steps = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=5e-4), 4 if bench.quick else 120
-
-    def states(chosen: torch.Tensor) -> torch.Tensor:
-        return head(model(Batch(chosen, torch.arange(chosen.shape[1]).expand_as(chosen), open=torch.ones_like(chosen, dtype=torch.bool))).hidden)
-
-    for step in range(steps):
-        for group in moving.param_groups:
-            group["lr"] = 5e-4 * min(1.0, 2 * (1 - step / steps))
-        chosen = torch.randint(len(rows), (16,), generator=draw)
-        moving.zero_grad()
-        F.cross_entropy(states(rows[chosen]).flatten(0, 1), classes[chosen].flatten(), ignore_index=0).backward()
-        moving.step()
-    rows, classes = labelled(bench, "held_out", 10 if bench.quick else 80)
-    with torch.no_grad():
-        guess = torch.cat([states(part)[..., 1:].argmax(-1) + 1 for part in rows.split(32)])
-    return float(np.mean([float((guess[classes == kind] == kind).double().mean()) for kind in classes.unique().tolist() if kind]))
 
 
 def positions(bench: Bench, seed: int) -> dict[str, float]:

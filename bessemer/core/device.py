@@ -7,6 +7,7 @@ import re
 import shutil
 import statistics
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -125,16 +126,21 @@ def matrix_peak(dtype: torch.dtype, seconds: float = 0.6) -> float:
     size = 8192 if is_accelerator() else 1536
     a = torch.randn(size, size, device=device()).to(dtype)
     b = torch.randn(size, size, device=device()).to(dtype)
+    return 2 * size**3 / best_time(lambda: torch.mm(a, b), seconds)
+
+
+def best_time(work: Callable[[], object], seconds: float) -> float:
+    """Seconds of the fastest of at least a dozen calls over at least `seconds`, after four that don't count."""
     for _ in range(4):
-        torch.mm(a, b)
+        work()
     best, count, began = float("inf"), 0, time.perf_counter()
     while count < 12 or time.perf_counter() - began < seconds:
         synchronise()
         start = time.perf_counter()
-        torch.mm(a, b)
+        work()
         synchronise()
         best, count = min(best, time.perf_counter() - start), count + 1
-    return 2 * size**3 / best
+    return best
 
 
 def copy_bandwidth() -> float:

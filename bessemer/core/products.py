@@ -10,7 +10,6 @@ and is summed stays float32. oneDNN does such products only where the processor 
 from __future__ import annotations
 
 import ctypes
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -156,12 +155,7 @@ def peak(dtype: torch.dtype) -> float:
 
 def _own_peak(side: int = 1536, seconds: float = 0.6) -> float:
     a, b, out = torch.randn(side, side), torch.randn(side, side), torch.empty(side, side)
-    best, count, began = float("inf"), 0, time.perf_counter()
-    while count < 12 or time.perf_counter() - began < seconds:
-        start = time.perf_counter()
-        multiply([Product(a, b, out)], 1)
-        best, count = min(best, time.perf_counter() - start), count + 1
-    return 2 * side**3 / best
+    return 2 * side**3 / device.best_time(lambda: multiply([Product(a, b, out)], 1), seconds)
 
 
 @cache

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bessemer.core import shards
+from bessemer.core.hooks import when_accumulated
 
 SIZE = 8 * 2**20
 """Bytes of a bucket's gradients, from which on no other is added."""
@@ -48,7 +49,7 @@ class Buckets:
             self.missing.append({id(p) for p in trained})
             for parameter in trained:
                 if id(parameter) not in self.hooked:
-                    parameter.register_post_accumulate_grad_hook(self._finished)
+                    when_accumulated(parameter, self._finished)
                     self.hooked.add(id(parameter))
 
     def finish(self) -> None:

@@ -6,12 +6,12 @@ import fnmatch
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 
 from bessemer.core.errors import RecipeError, TrainingError
+from bessemer.core.hooks import when_accumulated
 from bessemer.core.progress import Progress
 from bessemer.core.registry import Choice
 from bessemer.models.transfer import parameter_scales, stacked_parts
@@ -30,6 +30,7 @@ class Optimizers:
         self.moving, self.around = optimizers, list(around)
         self.factor = 1.0
         self.released = 0.0
+        self.owners: dict[int, torch.optim.Optimizer] = {}
         for method in self.around:
             method.beside(self.moving)
 
@@ -95,18 +96,20 @@ class Optimizers:
                     key="per_layer",
                     mend="per_layer = false, or another optimizer",
                 )
+        self.before_release = before
         for optimizer in self.moving:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
-                    parameter.register_post_accumulate_grad_hook(partial(self._release, optimizer, before))
+                    self.owners[id(parameter)] = optimizer
+                    when_accumulated(parameter, self._release)
 
-    def _release(self, optimizer: torch.optim.Optimizer, before: Callable[[], None], parameter: torch.Tensor) -> None:
+    def _release(self, parameter: torch.Tensor) -> None:
         assert parameter.grad is not None
         norm = float(parameter.grad.norm())
         self.released = math.hypot(self.released, norm)
         if math.isfinite(norm):
-            before()
-            optimizer.step()
+            self.before_release()
+            self.owners[id(parameter)].step()
         parameter.grad = None
 
     def zero_grad(self) -> None:

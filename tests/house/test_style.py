@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -20,5 +22,6 @@ def test_format_is_even():
     check("ruff", "format", "--check", "bessemer", "tests", "benchmarks")
 
 
+@pytest.mark.timeout(900)  # without a cache, and beside eight ranks on two cores
 def test_types_are_clean():
     check("mypy")

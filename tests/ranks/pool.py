@@ -18,6 +18,7 @@ each of them stood. Both cost the pool its processes; the next call forks new on
 from __future__ import annotations
 
 import faulthandler
+import gc
 import importlib
 import multiprocessing
 import os
@@ -129,6 +130,7 @@ def work(pipe: Connection, stack: str) -> None:
     from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
     torch.set_num_threads(1)
+    gc.freeze()  # what is imported now stays: no collection need look at it
     faulthandler.register(signal.SIGUSR1, file=open(stack, "w"), all_threads=False)  # noqa: SIM115 - held for life
     while True:
         try:
@@ -144,6 +146,7 @@ def work(pipe: Connection, stack: str) -> None:
             dist.barrier()  # no rank tears its connections down while another still works
             dist.destroy_process_group()
             _clear_sharding_prop_cache()  # it remembers meshes, whose groups' names mean others in the next call
+            gc.collect()  # groups in cycles keep their threads, each of which wakes a hundred times a second
         except BaseException:
             answer = (False, traceback.format_exc())
         try:
