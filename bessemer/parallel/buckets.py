@@ -3,11 +3,15 @@
 A bucket is one flat tensor of neighbouring parameters' gradients, the last layers' first. It travels as soon as the backward pass of the
 step's last micro-batch has finished all of it and every bucket before it has left, so all ranks send the same in the same order. Gradients
 become views of the bucket as it leaves: they are not held twice, and what comes back is not copied.
+
+Ranks of one machine write their buckets into memory they have in common, and each adds them up, in the order of the ranks, when two more have
+been written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,9 +21,12 @@ from torch.distributed.tensor import DTensor
 
 from bessemer.core import shards
 from bessemer.core.hooks import when_accumulated
+from bessemer.core.shared_memory import Rooms, possible
 
 SIZE = 8 * 2**20
 """Bytes of a bucket's gradients, from which on no other is added."""
+BEHIND = 2
+"""How many buckets may be in common memory."""
 
 
 class Buckets:
@@ -31,15 +38,19 @@ class Buckets:
         parameters: in the order of the forward pass.
         group: the ranks.
         size: bytes of a bucket.
+        in_memory: whether to use memory in common, where there is some.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], group: Any, size: int = SIZE) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], group: Any, size: int = SIZE, in_memory: bool = False) -> None:
         self.group, self.waits = group, False
+        # when a rank writes its bucket of turn n it has waited for n - 2, which the others sent after they had read n - 4
+        self.rooms = Rooms(group, apart=2 * BEHIND) if in_memory and possible(group) else None
         self.buckets = _divide(list(parameters)[::-1], size)
         self.number = {id(p): number for number, bucket in enumerate(self.buckets) for p in bucket}
         self.missing: list[set[int]] = []
         self.hooked: set[int] = set()
-        self.sent: list[tuple[list[tuple[Tensor, Tensor]], Any]] = []
+        self.sent = 0
+        self.pending: deque[Callable[[], None]] = deque()
 
     def expect(self) -> None:
         """The next backward pass is the last of the step: what it finishes may travel."""
@@ -55,29 +66,56 @@ class Buckets:
     def finish(self) -> None:
         """Sends what has not been sent, waits for all of it, and leaves each parameter the sum."""
         self.waits = False
-        while len(self.sent) < len(self.buckets):
+        while self.sent < len(self.buckets):
             self._send()
-        for copies, work in self.sent:
-            if work is not None:
-                work.wait()
-            for piece, total in copies:
-                piece.copy_(total)
-        self.sent = []
+        self._settle(0)
+        self.sent = 0
+
+    def _settle(self, left: int) -> None:
+        """Waits for all but so many of what was sent, and leaves the parameters their sums."""
+        while len(self.pending) > left:
+            self.pending.popleft()()
 
     def _finished(self, parameter: Tensor) -> None:
         if not self.waits:
             return
         self.missing[self.number[id(parameter)]].discard(id(parameter))
-        while len(self.sent) < len(self.buckets) and not self.missing[len(self.sent)]:
+        while self.sent < len(self.buckets) and not self.missing[self.sent]:
             self._send()
 
     def _send(self) -> None:
-        parameters = [p for p in self.buckets[len(self.sent)] if p.grad is not None]
+        parameters = [p for p in self.buckets[self.sent] if p.grad is not None]
+        self.sent += 1
         if not parameters:
-            self.sent.append(([], None))
             return
-        flat = torch.cat([shards.local(p.grad).reshape(-1) for p in parameters if p.grad is not None])
-        self.sent.append((_laid(parameters, flat), dist.all_reduce(flat, group=self.group, async_op=True)))
+        pieces = [shards.local(p.grad).reshape(-1) for p in parameters if p.grad is not None]
+        room = None
+        if self.rooms is not None:
+            self._settle(BEHIND - 1)
+            room = self.rooms.next(sum(len(piece) for piece in pieces), pieces[0].dtype)
+        self.pending.append(self._over_network(parameters, pieces) if room is None else self._in_memory(parameters, pieces, room))
+
+    def _over_network(self, parameters: list[nn.Parameter], pieces: list[Tensor]) -> Callable[[], None]:
+        flat = torch.cat(pieces)
+        copies, work = _laid(parameters, flat), dist.all_reduce(flat, group=self.group, async_op=True)
+
+        def summed() -> None:
+            work.wait()
+            for piece, total in copies:
+                piece.copy_(total)
+
+        return summed
+
+    def _in_memory(self, parameters: list[nn.Parameter], pieces: list[Tensor], room: Tensor) -> Callable[[], None]:
+        torch.cat(pieces, out=room[self.group.rank()])
+        written = dist.barrier(self.group, async_op=True)
+
+        def summed() -> None:
+            written.wait()
+            for piece, total in _laid(parameters, room.sum(0)):
+                piece.copy_(total)
+
+        return summed
 
 
 def _divide(parameters: list[nn.Parameter], size: int) -> list[list[nn.Parameter]]:

@@ -21,11 +21,13 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from bessemer.core import device, shards
 from bessemer.core.mesh import TOKENS, World
-from bessemer.parallel import expert
+from bessemer.core.shared_memory import Rooms, possible
+from bessemer.parallel import expert, neighbours
 from bessemer.parallel.levels import Levels
 
 Shard = Literal["auto", "none", "state", "grad", "full", "levels"]
@@ -41,6 +43,7 @@ def apply(
     chains: list[list[nn.Module]],
     roots: Sequence[nn.Module],
     sets: tuple[int, int],
+    in_memory: bool,
 ) -> list[Levels]:
     """Shards the model's parameters, block by block and then the rest, in place.
 
@@ -49,6 +52,7 @@ def apply(
         roots: the model, or the stages of it that lie on this rank.
         gather: the type parameters travel and are computed in; None: their own.
         sets: for "levels": ranks that share out parameters, and gradients.
+        in_memory: whether ranks of one machine exchange through memory they have in common.
 
     Returns:
         What guides the collectives of "levels"; else nothing.
@@ -76,7 +80,19 @@ def apply(
         for before, after in pairwise(run):
             before.set_modules_to_forward_prefetch([after])
             after.set_modules_to_backward_prefetch([before])
-    return _levels(world, sets, [*blocks, *roots], products) if shard == "levels" else []
+    if shard == "levels":
+        return _levels(world, sets, [*blocks, *roots], products)
+    if in_memory:
+        for mesh, modules in ((world.parameters, [*blocks, *roots]), (world.experts, products)):
+            _exchange_in_memory(mesh, modules)
+    return []
+
+
+def _exchange_in_memory(mesh: DeviceMesh, modules: list[Any]) -> None:
+    if modules and possible(mesh["shard"].get_group()):
+        rooms = Rooms(mesh["shard"].get_group(), apart=2)
+        for module in modules:
+            neighbours.attach(module, rooms)
 
 
 def _levels(world: World, sets: tuple[int, int], dense: list[Any], products: list[Any]) -> list[Levels]:

@@ -37,6 +37,7 @@ class Layout:
         columns: the ranks that share the columns of every row, or None.
         buckets: what sums those partial gradients, made from `partial` before the first micro-batch.
         levels: what guides collectives that go by levels of the ranks.
+        in_memory: whether ranks of one machine exchange through memory they have in common.
     """
 
     world: World
@@ -49,6 +50,7 @@ class Layout:
     columns: Axis | None = None
     buckets: list[Buckets] = field(default_factory=list)
     levels: list[Levels] = field(default_factory=list)
+    in_memory: bool = False
 
     def cut(self, batch: Batch) -> Batch:
         """This rank's columns of the batch.
@@ -88,7 +90,7 @@ class Layout:
     def _buckets(self) -> list[Buckets]:
         if self.partial and not self.buckets:
             groups = {axes: self.world.group(*axes) for axes in sorted(self.partial)}
-            self.buckets = [Buckets(self.partial[axes], group) for axes, group in groups.items() if group is not None]
+            self.buckets = [Buckets(self.partial[axes], group, in_memory=self.in_memory) for axes, group in groups.items() if group is not None]
         return self.buckets
 
     def settle(self) -> None:

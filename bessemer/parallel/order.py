@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 import torch
@@ -32,6 +32,8 @@ class Parallel(pydantic.BaseModel):
         keep: the kinds of operators whose results "selective" keeps: "products", "attention", "experts" and "collectives".
         budget: the share of the activations' memory that "budget" may use.
         gather: whether parameters travel in the type of the matrix products ("compute") or in their own ("own").
+        exchange: how ranks of one machine without accelerators hand each other parameters and gradients: through "memory" they have in
+            common, where they have it, or as others do, through the "network".
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
@@ -47,6 +49,7 @@ class Parallel(pydantic.BaseModel):
     keep: list[remats.Kind] = ["products", "attention", "experts", "collectives"]
     budget: float = pydantic.Field(default=0.5, ge=0.0, le=1.0)
     gather: str = pydantic.Field(default="own", pattern="^(own|compute)$")
+    exchange: Literal["memory", "network"] = "memory"
 
 
 def spread(model: Any, world: World, options: Parallel, *, compile: bool = False, dtype: torch.dtype = torch.float32) -> Layout:
@@ -65,7 +68,7 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
     _check_modalities(model, world)
     _check_remat(model, world, options)
     _check_pieces(world, options)
-    layout = Layout(world, model)
+    layout = Layout(world, model, in_memory=options.exchange == "memory")
     inner: list[torch.nn.Parameter] = []
     chains = list(tensor.runs(model))
     if world.count("pipe") > 1:
@@ -88,7 +91,7 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
         names = {id(p): name for name, p in model.named_parameters()}
         inner_names = {names[id(p)] for p in inner}
         travelling = dtype if options.gather == "compute" and dtype != torch.float32 else None
-        layout.levels = data.apply(model, world, options.shard, travelling, chains, layout.roots, (options.pair, options.node))
+        layout.levels = data.apply(model, world, options.shard, travelling, chains, layout.roots, (options.pair, options.node), layout.in_memory)
         inner = [p for name, p in model.named_parameters() if name in inner_names]
         layout.gathered, layout.unsharded = options.shard in ("grad", "state"), options.shard == "state"
         outer: list[torch.nn.Parameter] = []

@@ -1,4 +1,7 @@
-"""What real ranks send in a step of the engine is what the formulae of docs/parallel.md say, to the byte, axis by axis."""
+"""What real ranks send in a step of the engine is what the formulae of docs/parallel.md say, to the byte, axis by axis.
+
+Over the network: what goes through memory in common is never sent.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ CASES: list[tuple[dict[str, int], dict[str, Any], dict[str, Any], int]] = [
 
 def plan(mesh: dict[str, int], parallel: dict[str, Any], model: dict[str, Any], micro_batches: int) -> dry.Plan:
     return dry.Plan(
-        choose("models/families", {"name": "decoder", **MODEL, **model}), 65, Mesh.of(mesh), Parallel(**parallel),
+        choose("models/families", {"name": "decoder", **MODEL, **model}), 65, Mesh.of(mesh), Parallel(**parallel, exchange="network"),
         choose("objectives", "multi_token" if "ahead" in model else "next_token"), [choose("optim", "adamw")], torch.float32, 8, 30, micro_batches,
     )  # fmt: skip
 

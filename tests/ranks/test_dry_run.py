@@ -37,7 +37,7 @@ CASES: list[tuple[dict[str, int], dict[str, Any], dict[str, Any], int]] = [
 def plan(mesh: dict[str, int], parallel: dict[str, Any], model: dict[str, Any], micro_batches: int) -> dry.Plan:
     optim = [{"role": "matrix", "name": "muon"}, {"name": "adamw"}]
     return dry.Plan(
-        choose("models/families", {"name": "decoder", **MODEL, **model}), 65, Mesh.of(mesh), Parallel(**parallel), choose("objectives", "next_token"),
+        choose("models/families", {"name": "decoder", **MODEL, **model}), 65, Mesh.of(mesh), Parallel(**parallel, exchange="network"), choose("objectives", "next_token"),
         [choose("optim", each, optimizers.TAGS) for each in optim], torch.float32, 8, 32, micro_batches,
     )  # fmt: skip
 

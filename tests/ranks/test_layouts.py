@@ -32,6 +32,9 @@ BEGIN, END = "<!-- layouts -->", "<!-- /layouts -->"
 CASES = [
     Case({"data": 2}),
     Case({"data": 2}, {"shard": "none"}),
+    Case({"data": 2}, {"exchange": "network"}),
+    Case({"data": 4}, {"shard": "none", "exchange": "network"}),
+    Case({"data": 4, "expert": 2}, {"exchange": "network"}, {"experts": EXPERTS}),
     Case({"data": 4}, {"shard": "state"}),
     Case({"data": 4}, {"shard": "grad"}, {"tied": True}),
     Case({"data": 4}, {}, {"tied": True}),
