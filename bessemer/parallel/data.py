@@ -21,14 +21,14 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from bessemer.core import device, shards
 from bessemer.core.mesh import TOKENS, World
-from bessemer.core.shared_memory import Rooms, possible
-from bessemer.parallel import expert, neighbours
+from bessemer.core.shared_memory import possible
+from bessemer.parallel import expert
 from bessemer.parallel.levels import Levels
+from bessemer.parallel.neighbours import Neighbours
 
 Shard = Literal["auto", "none", "state", "grad", "full", "levels"]
 STATE_BYTES, ROOM = 16, 0.25
@@ -44,7 +44,7 @@ def apply(
     roots: Sequence[nn.Module],
     sets: tuple[int, int],
     in_memory: bool,
-) -> list[Levels]:
+) -> list[Levels] | list[Neighbours]:
     """Shards the model's parameters, block by block and then the rest, in place.
 
     Args:
@@ -55,7 +55,7 @@ def apply(
         in_memory: whether ranks of one machine exchange through memory they have in common.
 
     Returns:
-        What guides the collectives of "levels"; else nothing.
+        What guides the collectives of "levels", or those in memory; else nothing.
 
     Raises:
         RecipeError: the ranks can't be divided into such sets.
@@ -82,17 +82,17 @@ def apply(
             after.set_modules_to_backward_prefetch([before])
     if shard == "levels":
         return _levels(world, sets, [*blocks, *roots], products)
-    if in_memory:
-        for mesh, modules in ((world.parameters, [*blocks, *roots]), (world.experts, products)):
-            _exchange_in_memory(mesh, modules)
-    return []
+    return _neighbours(world, [*blocks, *roots], products) if in_memory else []
 
 
-def _exchange_in_memory(mesh: DeviceMesh, modules: list[Any]) -> None:
-    if modules and possible(mesh["shard"].get_group()):
-        rooms = Rooms(mesh["shard"].get_group(), apart=2)
-        for module in modules:
-            neighbours.attach(module, rooms)
+def _neighbours(world: World, dense: list[Any], products: list[Any]) -> list[Neighbours]:
+    found = []
+    for mesh, modules in ((world.parameters, dense), (world.experts, products)):
+        if modules and possible(mesh["shard"].get_group()):
+            found.append(Neighbours(mesh["shard"].get_group()))
+            for module in modules:
+                found[-1].attach(module)
+    return found
 
 
 def _levels(world: World, sets: tuple[int, int], dense: list[Any], products: list[Any]) -> list[Levels]:

@@ -19,6 +19,7 @@ from bessemer.models.package import fill
 from bessemer.parallel.buckets import Buckets
 from bessemer.parallel.context.columns import Axis
 from bessemer.parallel.levels import Levels
+from bessemer.parallel.neighbours import Neighbours
 from bessemer.parallel.pipeline import Pipeline
 
 
@@ -36,7 +37,7 @@ class Layout:
         gathered: whether parameters stay whole between the micro-batches of a step.
         columns: the ranks that share the columns of every row, or None.
         buckets: what sums those partial gradients, made from `partial` before the first micro-batch.
-        levels: what guides collectives that go by levels of the ranks.
+        guides: what guides collectives that go by levels of the ranks, or through memory in common.
         in_memory: whether ranks of one machine exchange through memory they have in common.
     """
 
@@ -49,7 +50,7 @@ class Layout:
     gathered: bool = False
     columns: Axis | None = None
     buckets: list[Buckets] = field(default_factory=list)
-    levels: list[Levels] = field(default_factory=list)
+    guides: Sequence[Levels | Neighbours] = ()
     in_memory: bool = False
 
     def cut(self, batch: Batch) -> Batch:
@@ -65,6 +66,11 @@ class Layout:
         """What is sharded as a whole: the model, or this rank's stages of it."""
         return [self.model] if self.stages is None else list(self.stages.stages)
 
+    @property
+    def levels(self) -> list[Levels]:
+        """What guides collectives that go by levels of the ranks."""
+        return [guide for guide in self.guides if isinstance(guide, Levels)]
+
     def before_micro_batch(self, last: bool) -> None:
         """Tells the data axis whether another micro-batch of the step follows."""
         if last:
@@ -76,8 +82,8 @@ class Layout:
             self.model.set_reshard_after_backward(last or not self.gathered)
             if self.levels:
                 self.model.set_requires_all_reduce(last)
-            for level in self.levels:
-                level.before_micro_batch(last)
+            for guide in self.guides:
+                guide.before_micro_batch(last)
 
     def after_micro_batches(self) -> None:
         """Sums what gradients the backward passes left partial, and lays the parameters back into shards."""
@@ -99,8 +105,8 @@ class Layout:
             for module in root.modules() if isinstance(root, FSDPModule) else ():
                 if isinstance(module, FSDPModule):
                     module.reshard()
-        for level in self.levels:
-            level.settle()
+        for guide in self.guides:
+            guide.settle()
 
     def _sum_shared(self, stages: Pipeline) -> None:
         """Adds up the gradients of parameters that the first and the last stage both hold."""

@@ -18,23 +18,50 @@ from bessemer.core.collectives import join_flat, scatter_flat
 from bessemer.core.shared_memory import Rooms, in_common
 
 
-def attach(module: Any, rooms: Rooms) -> None:
-    """Has a sharded module's parameters and gradients go through common memory."""
-    module.set_custom_all_gather(Gather(rooms.group))
-    module.set_custom_reduce_scatter(Scatter(rooms))
+class Neighbours:
+    """What the sharded modules of one group of ranks have in common, and where the step stands.
+
+    Args:
+        group: the ranks that share out parameters.
+    """
+
+    def __init__(self, group: Any) -> None:
+        self.group, self.inside = group, False
+        self.rooms = Rooms(group, apart=2)
+        self.gathers: list[Gather] = []
+
+    def attach(self, module: Any) -> None:
+        """Has a sharded module's parameters and gradients go through common memory."""
+        self.gathers.append(Gather(self))
+        module.set_custom_all_gather(self.gathers[-1])
+        module.set_custom_reduce_scatter(Scatter(self.rooms))
+        module._set_unshard_async_op(True)  # a rank waits for the others' shards when it needs them, not when it asks for them
+
+    def before_micro_batch(self, last: bool) -> None:
+        """A micro-batch of a step begins; until its end parameters don't change."""
+        self.inside = True
+
+    def settle(self) -> None:
+        """The step is over: parameters may change."""
+        self.inside = False
+        for gather in self.gathers:
+            gather.known = False
 
 
 class Gather:
     """All ranks' shards, which each writes into the common piece before the call.
 
-    A piece is written again with other values only after the parameters have changed, and no rank changes them before all have exchanged
-    gradients, which they do after reading.
+    Later passes of a step find there what the first has written. A piece is written again with other values only after the parameters have
+    changed, and no rank changes them before all have exchanged gradients, which they do after reading.
+
+    Attributes:
+        known: whether all ranks are known to have written the parameters of this step.
     """
 
-    def __init__(self, group: Any) -> None:
-        self.group = group
+    def __init__(self, neighbours: Neighbours) -> None:
+        self.neighbours, self.group = neighbours, neighbours.group
         self.room: Tensor | None = None
-        self.able = True
+        self.able, self.known = True, False
 
     def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The common piece, [ranks x shard]."""
@@ -48,6 +75,9 @@ class Gather:
         """input_tensor: [shard], a part of output_tensor: [ranks x shard]."""
         if self.room is None:
             return join_flat(output_tensor, input_tensor, group=group, async_op=async_op)
+        if self.known:
+            return None
+        self.known = self.neighbours.inside
         return dist.barrier(group, async_op=async_op)
 
 

@@ -91,7 +91,7 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
         names = {id(p): name for name, p in model.named_parameters()}
         inner_names = {names[id(p)] for p in inner}
         travelling = dtype if options.gather == "compute" and dtype != torch.float32 else None
-        layout.levels = data.apply(model, world, options.shard, travelling, chains, layout.roots, (options.pair, options.node), layout.in_memory)
+        layout.guides = data.apply(model, world, options.shard, travelling, chains, layout.roots, (options.pair, options.node), layout.in_memory)
         inner = [p for name, p in model.named_parameters() if name in inner_names]
         layout.gathered, layout.unsharded = options.shard in ("grad", "state"), options.shard == "state"
         outer: list[torch.nn.Parameter] = []
