@@ -14,7 +14,8 @@ import re
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import cache, wraps
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ def fuse(wanted: bool) -> None:
             _join_kernels()
         except (ImportError, AttributeError):
             return
-        threading.Thread(target=_compile_headers, daemon=True).start()
+        if not _headers_done().exists():
+            threading.Thread(target=_compile_headers, daemon=True).start()
 
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,6 +59,7 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+@cache
 def _compiler_version() -> int:
     """The major version of the GNU compiler torch.compile would call, or 0."""
     try:
@@ -83,12 +86,20 @@ def _trust_instruction_sets() -> None:
     cpu_vec_isa.VecISA.check_build = check_build  # type: ignore[method-assign]
 
 
+def _headers_done() -> Path:
+    """The file beside the compiler's cache that says its headers have been compiled: finding out otherwise takes a warm start a quarter of a second."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir()) / f"bessemer-headers-{torch.__version__}-{_compiler_version()}"
+
+
 def _compile_headers() -> None:
     """Has torch's headers compiled ahead, if they aren't yet; whoever needs them first waits for it."""
     try:
         from torch._inductor.codecache import CppPythonBindingsCodeCache
 
         CppPythonBindingsCodeCache.load_pybinding_async(["float*"], f'{_PREFIX}\nextern "C" void kernel(float* x) {{}}')
+        _headers_done().touch()
     except Exception:  # the first kernel will say what is wrong
         return
 

@@ -128,9 +128,16 @@ class Pipeline:
         hidden = torch.empty(rows, columns, self.model.options["width"], device="meta", requires_grad=True)
         loss = torch.empty(1, device="meta", requires_grad=True)
         passed = (hidden, loss) if self.wide else (hidden,)
-        return PipelineStage(
+        return _Greeting(
             stage, stage.number, self.count, device.device(), input_args=() if stage.first else passed, output_args=(loss,) if stage.last else passed, group=self.group
         )  # fmt: skip
+
+
+class _Greeting(PipelineStage):
+    """torch's stage, but it greets no neighbour on its own rank: before 2.13 both ends of a V did, which gloo can't."""
+
+    def _get_init_p2p_neighbors_ops(self) -> list[Any]:
+        return [op for op in super()._get_init_p2p_neighbors_ops() if op.group_peer != self.group_rank]
 
 
 class Stage(nn.Module):
