@@ -68,7 +68,7 @@ def main() -> None:
                 theirs, ours = in_turns(
                     2 if given.quick else given.turns,
                     lambda a=a, b=b, out=out: torch.mm(a, b, out=out),
-                    lambda a=a, b=b, out=out: multiply([Product(a, b, out)], PARTS[given.precision]),
+                    lambda a=a, b=b, out=out: multiply([Product(a, b, out, parts=PARTS[given.precision])]),
                 )
                 sums = [sums[0] + count * theirs, sums[1] + count * ours]
                 key = f"{shape} {layer} {name}"

@@ -14,7 +14,22 @@ typedef struct {
     long a_row, a_depth, b_depth, b_column, out_row, plus_row; /* strides; of each factor's two one is 1 */
     float alpha, beta;
     int symmetric; /* the result is known to be: only blocks from the diagonal on are computed, the others mirrored */
+    int parts;
 } product;
+
+#define SCRATCH 4 /* matrices that a thread keeps for the steps of a chain: their addresses are their numbers, from 1 on */
+
+#define MATRICES 4
+#define NUMBERS 8
+
+typedef struct { /* a product or, where there is an `each`, that function on matrices whose rows have these strides */
+    product product;
+    void (*each)(long rows, long columns, float *const *on, const long *strides, const float *numbers);
+    long rows, columns;
+    float *on[MATRICES];
+    long strides[MATRICES];
+    float numbers[NUMBERS];
+} step;
 
 #if defined(__x86_64__) && defined(__linux__) && !defined(__clang__)
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")
@@ -223,12 +238,17 @@ static void finish(const product *p, float *found, long i, long j) {
         }
 }
 
+/* Whether a block's sums may be collected where they belong. */
+static int whole(const product *p, long i, long j) {
+    return p->alpha == 1 && !p->symmetric && (!p->plus || (p->plus == p->out && p->beta == 1)) && p->rows - i >= BLOCK && p->columns - j >= BLOCK;
+}
+
 typedef struct {
     uint16_t *held;
     size_t size;
 } room;
 
-static _Thread_local room own, common; /* packed factors of one thread; those that a team packs together, held by its first */
+static _Thread_local room own, common, scratch[SCRATCH]; /* packed factors of one thread; those that a team packs together, held by its first */
 
 static uint16_t *room_of(room *kept, size_t size) {
     if (kept->size < size) {
@@ -240,7 +260,8 @@ static uint16_t *room_of(room *kept, size_t size) {
 }
 
 /* One of many products, by one thread. */
-static int multiply(const product *p, int parts) {
+static int multiply(const product *p) {
+    int parts = p->parts;
     long tiles = ROUND_UP(p->depth, DEEP) / DEEP, line = 2 * tiles * parts * TILE;
     long wide = KEPT / (line * 2) < 1 ? BLOCK : KEPT / (line * 2) * BLOCK;
     if (wide > p->columns) wide = ROUND_UP(p->columns, BLOCK);
@@ -265,8 +286,10 @@ static int multiply(const product *p, int parts) {
                     _mm_prefetch((const char *)(p->plus + (i + r) * p->plus_row + j), _MM_HINT_T0);
                     _mm_prefetch((const char *)(p->plus + (i + r) * p->plus_row + j + SIDE), _MM_HINT_T0);
                 }
-                kernel(a, right + (j - from) / BLOCK * line, tiles, parts, found, BLOCK, 0, p->a + (i + BLOCK + row) * p->a_row, p->a_row, rows);
-                finish(p, found, i, j);
+                int direct = whole(p, i, j);
+                kernel(a, right + (j - from) / BLOCK * line, tiles, parts, direct ? p->out + i * p->out_row + j : found, direct ? p->out_row : BLOCK,
+                       direct && p->plus, p->a + (i + BLOCK + row) * p->a_row, p->a_row, rows);
+                if (!direct) finish(p, found, i, j);
             }
         }
     }
@@ -287,10 +310,6 @@ static void configure(void) {
 static void pack_lying(const float *from, long deep, long lines, long depth, int parts, uint16_t *to) {
     pack_lines(from, 1, deep, lines, depth, 1, parts, to);
     for (long n = 0; n < ROUND_UP(lines, BLOCK) / SIDE * (ROUND_UP(depth, DEEP) / DEEP) * parts; n++) transpose((__m512i *)(to + n * TILE));
-}
-
-static int whole(const product *p, long i, long j) {
-    return p->alpha == 1 && !p->symmetric && (!p->plus || (p->plus == p->out && p->beta == 1)) && p->rows - i >= BLOCK && p->columns - j >= BLOCK;
 }
 
 /* A thread's rows of a piece: columns `from` to `to`, whose right factor is packed. */
@@ -338,29 +357,52 @@ static void multiply_together(const product *all, int parts, long wide, uint16_t
         }
 }
 
-/* All products; 0 if memory ran out. A single one, or fewer than there are threads, are done by all threads each, else each by one. */
-int multiply_all(const product *products, long count, int parts) {
+/* A scratch matrix's memory, of `count` numbers if it is about to be filled; any other address as it is. */
+static float *found_at(const float *where, long count) {
+    uintptr_t number = (uintptr_t)where;
+    return number - 1 < SCRATCH ? (float *)room_of(scratch + number - 1, 4 * count) : (float *)where;
+}
+
+/* Steps one after the other, by one thread, in whose caches they find what the ones before made. */
+static int chain(const step *steps, long count) {
+    for (long n = 0; n < count; n++) {
+        const step *s = steps + n;
+        if (s->each) {
+            float *on[MATRICES];
+            for (int i = 0; i < MATRICES; i++) on[i] = found_at(s->on[i], 0);
+            s->each(s->rows, s->columns, on, s->strides, s->numbers);
+            continue;
+        }
+        product p = s->product;
+        p.a = found_at(p.a, 0), p.b = found_at(p.b, 0), p.out = found_at(p.out, p.rows * p.columns);
+        if (!p.out || !multiply(&p)) return 0;
+    }
+    return 1;
+}
+
+/* All chains; 0 if memory ran out. As many as there are threads or more are done by one thread each, single products that are fewer by all threads. */
+int run(const step *steps, const long *ends, long chains) {
     int good = 1;
-    if (count > 1 && count >= omp_get_max_threads()) {
+    if (chains < ends[chains - 1] || (chains > 1 && chains >= omp_get_max_threads())) {
 #pragma omp parallel reduction(& : good)
         {
             configure();
 #pragma omp for schedule(dynamic)
-            for (long n = 0; n < count; n++) good &= multiply(products + n, parts);
+            for (long n = 0; n < chains; n++) good &= chain(steps + (n ? ends[n - 1] : 0), ends[n] - (n ? ends[n - 1] : 0));
             _tile_release();
         }
         return good;
     }
-    for (long n = 0; n < count; n++) {
-        const product *p = products + n;
-        long line = 2 * ROUND_UP(p->depth < CHUNK ? p->depth : CHUNK, DEEP) / DEEP * parts * TILE, wide = KEPT / (line * 2) * BLOCK;
+    for (long n = 0; n < chains; n++) {
+        const product *p = &steps[n].product;
+        long line = 2 * ROUND_UP(p->depth < CHUNK ? p->depth : CHUNK, DEEP) / DEEP * p->parts * TILE, wide = KEPT / (line * 2) * BLOCK;
         if (wide > p->columns) wide = ROUND_UP(p->columns, BLOCK);
         uint16_t *right = room_of(&common, 2 * line * wide / BLOCK);
         if (!right) return 0;
 #pragma omp parallel reduction(& : good)
         {
             configure();
-            multiply_together(p, parts, wide, right, &good);
+            multiply_together(p, p->parts, wide, right, &good);
             _tile_release();
         }
     }
@@ -371,6 +413,6 @@ int multiply_all(const product *products, long count, int parts) {
 
 int ready(void) { return 0; }
 
-int multiply_all(const product *products, long count, int parts) { return 0; }
+int run(const step *steps, const long *ends, long chains) { return 0; }
 
 #endif

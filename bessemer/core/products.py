@@ -10,9 +10,10 @@ and is summed stays float32. oneDNN does such products only where the processor 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +29,31 @@ ENOUGH = 1 << 20
 """Multiplications from which on a product is worth packing."""
 WORTH = 1 << 24
 """Multiplications from which on a layer's product is worth the way here from Python."""
+SCRATCH, MATRICES, NUMBERS = 4, 4, 8
+"""How many matrices a chain may keep to itself; how many matrices and numbers `Each` may take. As in `products.c`."""
 SMALL = 192
 """Symmetric products with sides below this are cheaper whole, where torch multiplies."""
 _rounds = False
+
+
+class Scratch(NamedTuple):
+    """A matrix that only the steps of one chain see: it stays in the cache of the core that does them.
+
+    Attributes:
+        number: one of SCRATCH.
+    """
+
+    number: int
+    rows: int
+    columns: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows, self.columns
+
+    def stride(self) -> tuple[int, int]:
+        """Without gaps, as a tensor would say."""
+        return self.columns, 1
 
 
 class Product(NamedTuple):
@@ -39,30 +62,64 @@ class Product(NamedTuple):
     Attributes:
         plus: may be `out` itself.
         symmetric: the result is known to be.
+        parts: at most so many; two miss float32 by 2^-17 of the factors' sizes, enough for what is added to weights a thousand times as large.
     """
 
-    a: Tensor
-    b: Tensor
-    out: Tensor
+    a: Tensor | Scratch
+    b: Tensor | Scratch
+    out: Tensor | Scratch
     plus: Tensor | None = None
     beta: float = 1.0
     alpha: float = 1.0
     symmetric: bool = False
+    parts: int = 3
 
 
-def multiply(products: Sequence[Product], parts: int = 3) -> None:
-    """Does all of them, in any order.
+class Each(NamedTuple):
+    """A change of matrices of one shape, number by number and in place.
 
-    Args:
-        parts: at most so many; two miss float32 by 2^-17 of the factors' sizes, enough for what is added to weights a thousand times as large.
+    Attributes:
+        kernel: in C: (rows, columns, the matrices, their rows' strides, numbers).
+        by_torch: the same with tensors: (matrices..., numbers).
+        on: at most MATRICES.
+        numbers: at most NUMBERS.
     """
-    library = _library() if products else None
-    if library is None or not all(map(_fits, products)):
+
+    kernel: Any
+    by_torch: Callable[..., None]
+    on: tuple[Tensor | Scratch, ...]
+    numbers: tuple[float, ...]
+
+
+Chain = Sequence[Product | Each]
+"""Steps that follow each other."""
+
+
+def multiply(products: Sequence[Product]) -> None:
+    """Does all of them, in any order."""
+    if not all(map(_fits, products)):  # torch is as fast with these, and all of them should lie where the next step looks for them
         for product in products:
-            _by_torch(product)
+            _by_torch(product, {})
         return
-    jobs = (_Job * len(products))(*map(_job, products))
-    if not library.multiply_all(jobs, ctypes.c_long(len(products)), min(parts, PARTS[torch.get_float32_matmul_precision()])):
+    run([[product] for product in products])
+
+
+def run(chains: Sequence[Chain]) -> None:
+    """Does all of them, in any order; each core takes whole ones."""
+    library, fitting = _library(), []
+    for chain in chains:
+        if library is not None and all(map(_fits, chain)):
+            fitting.append(chain)
+            continue
+        held: dict[int, Tensor] = {}
+        for step in chain:
+            _by_torch(step, held)
+    if library is None or not fitting:
+        return
+    limit = PARTS[torch.get_float32_matmul_precision()]
+    steps = (_Step * sum(map(len, fitting)))(*(_step(step, limit) for chain in fitting for step in chain))
+    ends = (ctypes.c_long * len(fitting))(*accumulate(map(len, fitting)))
+    if not library.run(steps, ends, ctypes.c_long(len(fitting))):
         raise MemoryError("no memory is left for packing matrices")
 
 
@@ -105,7 +162,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 def add_product(to: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Adds a b to a matrix in place, outside of any graph."""
     if rounds(a, b) and to.dtype == torch.float32:
-        multiply([Product(_dense(a), _dense(b), to, to)], 1)
+        multiply([Product(_dense(a), _dense(b), to, to, parts=1)])
         return to
     return to.addmm_(a, b) if to.dtype == a.dtype else to.add_(a @ b)
 
@@ -117,7 +174,7 @@ def _dense(matrix: Tensor) -> Tensor:
 @torch.library.custom_op("bessemer::product", mutates_args=())
 def _product(a: Tensor, b: Tensor) -> Tensor:
     found = a.new_empty(a.shape[0], b.shape[1])
-    multiply([Product(_dense(a), _dense(b), found)], 1)
+    multiply([Product(_dense(a), _dense(b), found, parts=1)])
     return found
 
 
@@ -155,7 +212,7 @@ def peak(dtype: torch.dtype) -> float:
 
 def _own_peak(side: int = 1536, seconds: float = 0.6) -> float:
     a, b, out = torch.randn(side, side), torch.randn(side, side), torch.empty(side, side)
-    return 2 * side**3 / device.best_time(lambda: multiply([Product(a, b, out)], 1), seconds)
+    return 2 * side**3 / device.best_time(lambda: multiply([Product(a, b, out, parts=1)]), seconds)
 
 
 @cache
@@ -164,15 +221,23 @@ def _library() -> ctypes.CDLL | None:
     return library if library is not None and library.ready() else None
 
 
-def _fits(product: Product) -> bool:
-    tensors = [t for t in (product.a, product.b, product.out, product.plus) if t is not None]
-    rows = all(t.stride(1) == 1 for t in tensors[2:])
+def _fits(step: Product | Each) -> bool:
+    """Whether the kernels can do this, and do it faster than torch."""
+    if isinstance(step, Each):
+        return step.kernel is not None and all(map(_plain, step.on)) and all(_row_by_row(t) for t in step.on)
+    given = [t for t in (step.a, step.b, step.out, step.plus) if t is not None]
+    (rows, depth), columns = step.a.shape, step.b.shape[1]
     return (
-        rows
-        and all(type(t) in (Tensor, torch.nn.Parameter) and t.is_cpu and t.dtype == torch.float32 for t in tensors)
-        and all(1 in t.stride() for t in tensors[:2])
-        and product.a.shape[0] * product.a.shape[1] * product.b.shape[1] >= ENOUGH
+        rows * depth * columns >= ENOUGH and all(map(_plain, given)) and all(map(_row_by_row, given[2:])) and all(1 in t.stride() for t in given[:2])
     )
+
+
+def _plain(t: Tensor | Scratch) -> bool:
+    return type(t) is Scratch or (type(t) in (Tensor, torch.nn.Parameter) and t.is_cpu and t.dtype == torch.float32)
+
+
+def _row_by_row(t: Tensor | Scratch) -> bool:
+    return t.stride()[1] == 1
 
 
 class _Job(ctypes.Structure):
@@ -180,19 +245,52 @@ class _Job(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("a", "b", "plus", "out")),
         *((name, ctypes.c_long) for name in ("rows", "columns", "depth", "a_row", "a_depth", "b_depth", "b_column", "out_row", "plus_row")),
         *((name, ctypes.c_float) for name in ("alpha", "beta")),
-        ("symmetric", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("symmetric", "parts")),
     ]
 
 
-def _job(product: Product) -> _Job:
-    a, b, out, plus, beta, alpha, symmetric = product
-    where = [t.data_ptr() if t is not None else None for t in (a, b, plus, out)]
-    strides = (*a.stride(), *b.stride(), out.stride(0), plus.stride(0) if plus is not None else 0)
-    return _Job(*where, len(a), b.shape[1], len(b), *strides, alpha, beta, symmetric)
+class _Step(ctypes.Structure):
+    _fields_ = [
+        ("product", _Job),
+        ("each", ctypes.c_void_p),
+        ("rows", ctypes.c_long),
+        ("columns", ctypes.c_long),
+        ("on", ctypes.c_void_p * MATRICES),
+        ("strides", ctypes.c_long * MATRICES),
+        ("numbers", ctypes.c_float * NUMBERS),
+    ]
 
 
-def _by_torch(product: Product) -> None:
-    a, b, out, plus, beta, alpha, symmetric = product
+def _step(step: Product | Each, limit: int) -> _Step:
+    if isinstance(step, Product):
+        return _Step(product=_job(step, limit))
+    rows, columns = step.on[0].shape
+    on, strides = (ctypes.c_void_p * MATRICES)(*map(_address, step.on)), (ctypes.c_long * MATRICES)(*(t.stride()[0] for t in step.on))
+    return _Step(_Job(), ctypes.cast(step.kernel, ctypes.c_void_p), rows, columns, on, strides, (ctypes.c_float * NUMBERS)(*step.numbers))
+
+
+def _job(product: Product, limit: int) -> _Job:
+    a, b, out, plus, beta, alpha, symmetric, parts = product
+    strides = (*a.stride(), *b.stride(), out.stride()[0], plus.stride(0) if plus is not None else 0)
+    (rows, depth), columns = a.shape, b.shape[1]
+    where = [_address(t) if t is not None else None for t in (a, b, plus, out)]
+    return _Job(*where, rows, columns, depth, *strides, alpha, beta, symmetric, min(parts, limit))
+
+
+def _address(t: Tensor | Scratch) -> int:
+    return t.number + 1 if isinstance(t, Scratch) else t.data_ptr()
+
+
+def _by_torch(step: Product | Each, held: dict[int, Tensor]) -> None:
+    """A step of a chain whose scratch matrices are `held`."""
+    if isinstance(step, Each):
+        step.by_torch(*(held[t.number] if isinstance(t, Scratch) else t for t in step.on), step.numbers)
+        return
+    a, b = (held[t.number] if isinstance(t, Scratch) else t for t in (step.a, step.b))
+    if isinstance(step.out, Scratch):
+        held[step.out.number] = a.new_empty(step.out.shape)
+    out = held[step.out.number] if isinstance(step.out, Scratch) else step.out
+    plus, beta, alpha, symmetric = step.plus, step.beta, step.alpha, step.symmetric
     side = len(out)
     size = -(-side // 4) if symmetric and side >= SMALL and out.is_cpu else side
     for start in range(0, side, size):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core.products import Each, Scratch
 from bessemer.optim import _native
 from bessemer.optim._blocks import Packed
 
@@ -20,6 +21,19 @@ def elementwise(name: str, columns: Sequence[Sequence[Tensor | Packed]], numbers
         return False
     _run(getattr(library, name), columns, (ctypes.c_float * len(numbers))(*numbers))
     return True
+
+
+def directing(slope: Tensor | Scratch, first: Tensor, second: Tensor, betas: Sequence[float], eps: float, size: float) -> Each:
+    """A chain's step that puts `size` times Adam's uncorrected m / (sqrt(v) + eps) in a gradient's place, after both moments took it in."""
+    library = _native.library()
+    return Each(library and library.direct, _direct, (slope, first, second), (1.0 - betas[0], betas[1], 1.0 - betas[1], eps, size))
+
+
+def _direct(slope: Tensor, first: Tensor, second: Tensor, numbers: Sequence[float]) -> None:
+    lean, keep, gain, eps, size = numbers
+    first.lerp_(slope, lean)
+    second.mul_(keep).addcmul_(slope, slope, value=gain)
+    torch.div(first, second.sqrt().add_(eps), out=slope).mul_(size)
 
 
 def not_finite(gradients: Sequence[Tensor]) -> list[bool] | None:

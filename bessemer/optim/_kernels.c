@@ -163,21 +163,26 @@ void schedule_free(long tensors, const long *counts, float *const *y, float *con
 }
 
 /* o = m / (sqrt(v) + epsilon) after both took g in; o may be g. numbers: 1 - b1, b2, 1 - b2, epsilon. */
-void directions(long tensors, const long *counts, float *const *o, float *const *g, float *const *m, float *const *v, const float *numbers) {
+static inline void directions_of(float *o, const float *g, float *restrict m, float *restrict v, long count, const float *numbers, float size) {
     const float lean = numbers[0], keep = numbers[1], gain = numbers[2], eps = numbers[3];
-    EVERY_SPAN {
-        const long count = LENGTH;
-        float *to = o[t] + s;
-        const float *by = g[t] + s;
-        float *restrict mean = m[t] + s;
-        float *restrict square = v[t] + s;
 #pragma GCC ivdep
-        for (long i = 0; i < count; i++) {
-            float slope = by[i];
-            mean[i] = __builtin_fmaf(lean, slope - mean[i], mean[i]);
-            square[i] = square[i] * keep + gain * (slope * slope);
-            to[i] = mean[i] / (__builtin_sqrtf(square[i]) + eps);
-        }
+    for (long i = 0; i < count; i++) {
+        float slope = g[i];
+        m[i] = __builtin_fmaf(lean, slope - m[i], m[i]);
+        v[i] = v[i] * keep + gain * (slope * slope);
+        o[i] = size * (m[i] / (__builtin_sqrtf(v[i]) + eps));
+    }
+}
+
+void directions(long tensors, const long *counts, float *const *o, float *const *g, float *const *m, float *const *v, const float *numbers) {
+    EVERY_SPAN directions_of(o[t] + s, g[t] + s, m[t] + s, v[t] + s, LENGTH, numbers, 1.0f);
+}
+
+/* The same as a step of a chain: on gradients, which become directions times numbers[4], and both moments. */
+void direct(long rows, long columns, float *const *on, const long *strides, const float *numbers) {
+    for (long r = 0; r < rows; r++) {
+        float *g = on[0] + r * strides[0];
+        directions_of(g, g, on[1] + r * strides[1], on[2] + r * strides[2], columns, numbers, numbers[4]);
     }
 }
 

@@ -62,7 +62,7 @@ class LowRank(Rule):
         for step, stepping in self.counted(members):
             self.plain(group, step, [p for p in stepping if p.ndim < 2])
             batch: list[Matrix] = []
-            size, most = 0, TOGETHER if fast() else CHUNK
+            size, most = 0, self.together()
             for matrix in chain.from_iterable(self.matrices(group, stepping)):
                 if not self.projects(*matrix.weight.shape):
                     self.plain_matrix(group, step, matrix)
@@ -75,6 +75,10 @@ class LowRank(Rule):
                 size += low
             if batch:
                 self.move(group, step, batch)
+
+    def together(self) -> int:
+        """Numbers of projected gradients that `move` is given at a time, unless one matrix has more."""
+        return TOGETHER if fast() else CHUNK
 
     def matrices(self, group: Group, members: list[Tensor]) -> Iterable[list[Matrix]]:
         """Those of each member with two or more dimensions."""
@@ -92,8 +96,8 @@ class LowRank(Rule):
         products = []
         for matrix, basis in zip(batch, bases, strict=True):
             a, b = (matrix.gradient, basis) if matrix.tall else (basis.mT, matrix.gradient)
-            products.append(Product(a, b, a.new_empty(a.shape[0], b.shape[1])))
-        multiply(products, parts=2)
+            products.append(Product(a, b, a.new_empty(a.shape[0], b.shape[1]), parts=2))
+        multiply(products)
         return [product.out for product in products]
 
     def adam(self, batch: list[Matrix], lows: list[Tensor]) -> list[Tensor]:

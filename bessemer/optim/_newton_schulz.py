@@ -104,7 +104,7 @@ def _whole(matrices: Sequence[Tensor], series: Coefficients, places: Sequence[Te
             _subtract(polynomials, x, places, [rate * s for s in scale])
             return
         to = rooms[step % len(rooms)]
-        multiply([Product(p, m, t, m, a * s, s) for p, m, t, s in zip(polynomials, x, to, scale, strict=True)], ROUGH)
+        multiply([Product(p, m, t, m, a * s, s, parts=ROUGH) for p, m, t, s in zip(polynomials, x, to, scale, strict=True)])
         x, scale = to, [1.0] * len(wide)
 
 
@@ -139,12 +139,12 @@ def _norms(matrices: Sequence[Tensor]) -> list[float]:
 
 def _gram(x: Sequence[Tensor], out: Tensor, scale: Sequence[float], parts: int) -> None:
     """(s x) (s x)^T."""
-    multiply([Product(m, m.mT, gram, alpha=s * s, symmetric=True) for m, gram, s in zip(x, out, scale, strict=True)], parts)
+    multiply([Product(m, m.mT, gram, alpha=s * s, symmetric=True, parts=parts) for m, gram, s in zip(x, out, scale, strict=True)])
 
 
 def _square(grams: Tensor, out: Tensor, b: float, c: float, parts: int) -> None:
     """b G + c G^2."""
-    multiply([Product(g, g, to, plus=g, beta=b, alpha=c, symmetric=True) for g, to in zip(grams, out, strict=True)], parts)
+    multiply([Product(g, g, to, plus=g, beta=b, alpha=c, symmetric=True, parts=parts) for g, to in zip(grams, out, strict=True)])
 
 
 def _symmetric(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -157,5 +157,5 @@ def _subtract(polynomials: Tensor, wide: Sequence[Tensor], places: Sequence[Tens
     products = []
     for p, x, place, rate in zip(polynomials, wide, places, rates, strict=True):
         a, b = (p, x) if x.shape == place.shape and x.stride(1) == 1 else (x.mT, p)
-        products.append(Product(a, b, place, plus=place, alpha=-rate))
-    multiply(products, ROUGH)
+        products.append(Product(a, b, place, plus=place, alpha=-rate, parts=ROUGH))
+    multiply(products)

@@ -19,6 +19,9 @@ from bessemer.optim._blocks import Packed, States, held, stored_bytes, zeros
 CHUNK = 1 << 17
 """Numbers of a tensor updated at a time on a processor: what an update reads and writes of them stays in the second-level cache."""
 
+PIECE = 1 << 19
+"""Numbers of a matrix that one chain of products works on."""
+
 Group = dict[str, Any]
 Products = Literal["float32", "bfloat16"]
 """What a matrix method's products are computed in: the published float32, or bfloat16 with float32 sums, faster where hardware has it.
@@ -242,6 +245,17 @@ class Matrix:
         if name not in self.state and f"{name}.codes" not in self.state:
             zeros(self.state, name, like, states)
         return held(self.state, name, signed)
+
+    def spans(self) -> list[slice]:
+        """The longer side in pieces that chains of products work on, each within a core's cache; in one where torch multiplies."""
+        longer, shorter = max(self.weight.shape), min(self.weight.shape)
+        count = max(1, round(longer * shorter / PIECE)) if products.fast() else 1
+        size = -(-longer // (32 * count)) * 32
+        return [slice(start, min(start + size, longer)) for start in range(0, longer, size)]
+
+    def piece(self, of: Tensor, span: slice) -> Tensor:
+        """A span of the longer side of something shaped as the matrix is, or at low rank on the other side."""
+        return of[span] if self.tall else of[:, span]
 
 
 def matrices(group: Group, members: Iterable[Tensor], state: Any) -> Iterator[tuple[Tensor, list[Matrix]]]:

@@ -47,6 +47,11 @@ class Fira(Galore):
             params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, rank=rank, refresh=refresh, scale=scale, states=states, products=products
         )
 
+    @property
+    def chained(self) -> bool:
+        """No: what the projections leave needs the whole gradient's norms."""
+        return False
+
     def move(self, group: Group, step: int, batch: list[Matrix]) -> None:
         """W -= size (scale (N - f R) P^T + f G), with f the channels' factors over the limiter: one product, the rest never formed.
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bessemer.core.products import Product, multiply
+from bessemer.core.products import Chain, Product, Scratch, multiply, run
 from bessemer.core.registry import Auto
+from bessemer.optim import _fused
 from bessemer.optim._blocks import States
-from bessemer.optim._low_rank import LowRank
+from bessemer.optim._low_rank import MOMENTS, LowRank
 from bessemer.optim._rule import Group, Matrix, Products
 
 
@@ -46,10 +48,44 @@ class Galore(LowRank):
         self.scale = scale
         super().__init__(params, lr, weight_decay, betas, eps, rank, refresh, states, products)
 
+    @property
+    def chained(self) -> bool:
+        """Whether a matrix's whole update is one core's, which moments in blocks don't allow."""
+        return self.states == "full"
+
+    def together(self) -> int:
+        """All, if each is done by itself."""
+        return sys.maxsize if self.chained else super().together()
+
     def move(self, group: Group, step: int, batch: list[Matrix]) -> None:
         """Project, Adam, project back; the projection back, weight decay and the addition are one product."""
         bases = [self.basis(matrix, step) for matrix in batch]
-        self.back(group, step, batch, self.adam(batch, self.project(batch, bases)), bases)
+        if not self.chained:
+            self.back(group, step, batch, self.adam(batch, self.project(batch, bases)), bases)
+            return
+        shrink, size = self.sizes(group, step)
+        chains: list[Chain] = []
+        for matrix, basis in zip(batch, bases, strict=True):
+            for span in matrix.spans():
+                gradient, weight = (matrix.piece(whole, span) for whole in (matrix.gradient, matrix.weight))
+                tall, rank = matrix.tall, basis.shape[1]
+                low = Scratch(0, *((len(gradient), rank) if tall else (rank, gradient.shape[1])))
+                moments = (matrix.piece(self.whole_moment(matrix, key, rank), span) for key in MOMENTS)
+                chains.append(
+                    (
+                        Product(*((gradient, basis) if tall else (basis.mT, gradient)), low, parts=2),
+                        _fused.directing(low, *moments, self.betas, self.eps, -size),
+                        Product(*((low, basis.mT) if tall else (basis, low)), weight, plus=weight, beta=shrink, parts=2),
+                    )
+                )
+        run(chains)
+
+    def whole_moment(self, matrix: Matrix, key: str, rank: int) -> Tensor:
+        """A moment at low rank that is not in blocks."""
+        if key not in matrix:
+            rows, columns = matrix.gradient.shape
+            matrix[key] = matrix.gradient.new_zeros((rows, rank) if matrix.tall else (rank, columns))
+        return matrix[key]
 
     def basis(self, matrix: Matrix, step: int) -> Tensor:
         """The projection, [shorter side, r], renewed when that is due."""
@@ -58,15 +94,19 @@ class Galore(LowRank):
             matrix["projection"] = self.stored(leading(gradient, self.rank_of(*gradient.shape)))
         return matrix["projection"].to(gradient.dtype)
 
+    def sizes(self, group: Group, step: int) -> tuple[float, float]:
+        """What weights are multiplied by, and updates."""
+        shrink = 1.0 - group["lr"] * group["weight_decay"]
+        return shrink, shrink * self.scale * group["lr"] * self.correction(step)
+
     def back(self, group: Group, step: int, batch: list[Matrix], updates: list[Tensor], bases: list[Tensor]) -> None:
         """Moves the weights by updates at low rank. They are a thousandth of the weights, so products may be that much coarser."""
-        shrink = 1.0 - group["lr"] * group["weight_decay"]
-        size = shrink * self.scale * group["lr"] * self.correction(step)
+        shrink, size = self.sizes(group, step)
         products = []
         for matrix, update, basis in zip(batch, updates, bases, strict=True):
             left, right = (update, basis.mT) if matrix.tall else (basis, update)
-            products.append(Product(left, right, matrix.weight, plus=matrix.weight, beta=shrink, alpha=-size))
-        multiply(products, parts=2)
+            products.append(Product(left, right, matrix.weight, plus=matrix.weight, beta=shrink, alpha=-size, parts=2))
+        multiply(products)
 
     def stored(self, basis: Tensor) -> Tensor:
         """The projection as it is kept."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from bessemer.core.products import Product, multiply
+from bessemer.core.products import Chain, Each, Product, Scratch, run
 from bessemer.optim import _fused
 from bessemer.optim._rule import Group, Matrix, Products, Rule, gradients, matrices, shapes, sweep
 
@@ -71,12 +70,14 @@ class Soap(Rule):
 
                 sweep(move, vectors, gradients(vectors), *columns)
             found = [matrix for _, inside in matrices(group, stepping, self.state) for matrix in inside]
-            together = 2 * torch.get_num_threads()
-            for begin in range(0, len(found), together):
-                batch = found[begin : begin + together]
+            chains: list[Chain] = []
+            for matrix in found:
                 if step:
-                    self._move(batch, size, shrink)
-                self._learn(batch, turn=step > 0 and step % self.every == 0)
+                    chains += self._moves(matrix, size, shrink)
+                chains += self._learns(matrix)
+            run(chains)
+            for matrix in found:
+                self._follow(matrix, turn=step > 0 and step % self.every == 0)
 
     def preconditioned(self, rows: int, columns: int) -> list[bool]:
         """Which sides of a matrix are."""
@@ -94,55 +95,60 @@ class Soap(Rule):
         torch._foreach_add_(root, self.eps)
         return list(torch._foreach_div(m, root))
 
-    def _move(self, batch: list[Matrix], size: float, shrink: float) -> None:
-        lefts, rights = ([matrix.get(f"basis.{side}") for matrix in batch] for side in SIDES)
-        turned = _times([None if left is None else left.mT for left in lefts], [m.gradient.contiguous() for m in batch])
-        turned = _times(turned, rights)
-        first, second = ([matrix[key] for matrix in batch] for key in ("exp_avg", "exp_avg_sq"))
+    def _moves(self, matrix: Matrix, size: float, shrink: float) -> list[Chain]:
+        """Turn the gradient into the basis, Adam, turn back and add; span by span where only the shorter side is turned.
 
-        def direct(out: list[Tensor], g: list[Tensor], m: list[Tensor], v: list[Tensor]) -> None:
-            torch._foreach_copy_(out, self._adam(g, m, v))
+        Updates are a thousandth of the weights they are added to, so their products may be that much coarser.
+        """
+        left, right = (matrix.get(f"basis.{side}") for side in SIDES)
+        if left is None and right is None:
+            update = self._adam([matrix.gradient], [matrix["exp_avg"]], [matrix["exp_avg_sq"]])[0]
+            matrix.weight.add_(update, alpha=-size).mul_(shrink)
+            return []
+        chains: list[Chain] = []
+        for span in matrix.spans() if left is None or right is None else [slice(None)]:
+            whole = matrix.weight, matrix.gradient.contiguous(), matrix["exp_avg"], matrix["exp_avg_sq"]
+            weight, gradient, first, second = (matrix.piece(tensor, span) for tensor in whole)
+            turned, other = (Scratch(number, *gradient.shape) for number in range(2))
+            steps: list[Product | Each] = []
+            into, back = gradient, turned
+            if left is not None and right is not None:
+                steps.append(Product(left.mT, gradient, other, parts=2))
+                into, back = other, other
+            steps.append(Product(into, right, turned, parts=2) if right is not None else Product(left.mT, into, turned, parts=2))
+            steps.append(_fused.directing(turned, first, second, self.betas, self.eps, -size * shrink))
+            if left is not None and right is not None:
+                steps.append(Product(left, turned, other, parts=2))
+            a, b = (back, right.mT) if right is not None else (left, back)
+            steps.append(Product(a, b, weight, plus=weight, beta=shrink, parts=2))
+            chains.append(steps)
+        return chains
 
-        updates = [torch.empty_like(slope) for slope in turned]
-        numbers = [1.0 - self.betas[0], self.betas[1], 1.0 - self.betas[1], self.eps]
-        if not _fused.elementwise("directions", (updates, turned, first, second), numbers):
-            sweep(direct, updates, turned, first, second)
-        both = [left if right is not None else None for left, right in zip(lefts, rights, strict=True)]
-        products = []
-        for matrix, left, right, update in zip(batch, lefts, rights, _times(both, updates), strict=True):
-            if left is None and right is None:
-                matrix.weight.add_(update, alpha=-size).mul_(shrink)
+    def _learns(self, matrix: Matrix) -> list[Chain]:
+        """The gradient enters the second-moment matrices."""
+        gradient, chains = matrix.gradient, []
+        if "exp_avg" not in matrix:
+            matrix["exp_avg"], matrix["exp_avg_sq"] = torch.zeros_like(matrix.weight), torch.zeros_like(matrix.weight)
+        for side, (name, wanted) in enumerate(zip(SIDES, self.preconditioned(*gradient.shape), strict=True)):
+            if not wanted:
                 continue
-            a, b = (left, update) if right is None else (update, right.mT)
-            products.append(Product(a, b, matrix.weight, plus=matrix.weight, beta=shrink, alpha=-size * shrink))
-        multiply(products, parts=2)  # a thousandth of the weights they are added to
+            if f"second.{name}" not in matrix:
+                matrix[f"second.{name}"] = gradient.new_zeros(gradient.shape[side], gradient.shape[side])
+            second = matrix[f"second.{name}"]
+            slope = gradient if side == 0 else gradient.mT
+            chains.append([Product(slope, slope.mT, second, second, self.turning, 1.0 - self.turning, symmetric=True)])
+        return chains
 
-    def _learn(self, batch: list[Matrix], turn: bool) -> None:
-        """The gradients enter the second-moment matrices, and now and then the bases follow them, the moments with them."""
-        products = []
-        for matrix in batch:
-            gradient = matrix.gradient
-            if "exp_avg" not in matrix:
-                matrix["exp_avg"], matrix["exp_avg_sq"] = torch.zeros_like(matrix.weight), torch.zeros_like(matrix.weight)
-            for side, (name, wanted) in enumerate(zip(SIDES, self.preconditioned(*gradient.shape), strict=True)):
-                if not wanted:
-                    continue
-                if f"second.{name}" not in matrix:
-                    matrix[f"second.{name}"] = gradient.new_zeros(gradient.shape[side], gradient.shape[side])
-                second = matrix[f"second.{name}"]
-                slope = gradient if side == 0 else gradient.mT
-                products.append(Product(slope, slope.mT, second, second, self.turning, 1.0 - self.turning, symmetric=True))
-        multiply(products)
-        for matrix in batch:
-            for side, name in enumerate(SIDES):
-                if f"second.{name}" in matrix:
-                    self._follow(matrix, name, side, matrix[f"second.{name}"], turn)
-
-    def _follow(self, matrix: Matrix, name: str, side: int, second: Tensor, turn: bool) -> None:
-        if f"basis.{name}" not in matrix:
-            matrix[f"basis.{name}"] = torch.linalg.eigh(second.float())[1].flip(1).to(second.dtype).contiguous()
-        elif turn:
-            self._turn(matrix, name, side, second)
+    def _follow(self, matrix: Matrix, turn: bool) -> None:
+        """Now and then the bases follow the second-moment matrices, the moments with them."""
+        for side, name in enumerate(SIDES):
+            second = matrix.get(f"second.{name}")
+            if second is None:
+                continue
+            if f"basis.{name}" not in matrix:
+                matrix[f"basis.{name}"] = torch.linalg.eigh(second.float())[1].flip(1).to(second.dtype).contiguous()
+            elif turn:
+                self._turn(matrix, name, side, second)
 
     def _turn(self, matrix: Matrix, name: str, side: int, second: Tensor) -> None:
         """One step of orthogonal iteration on the second-moment matrix, sorted by what each direction holds of it."""
@@ -163,14 +169,3 @@ class Soap(Rule):
             for matrix in shapes(shape, parts):
                 total += sum(2 * side * side for side, wanted in zip(matrix, self.preconditioned(*matrix), strict=True) if wanted)
         return total * width
-
-
-def _times(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> list[Tensor]:
-    """a b, one by one, to 2^-17 of their spread, as it is for updates; where one of the two is missing, the other."""
-    products: dict[int, Product] = {}
-    for number, (left, right) in enumerate(zip(a, b, strict=True)):
-        if left is not None and right is not None:
-            products[number] = Product(left, right, left.new_empty(left.shape[0], right.shape[1]))
-    multiply(list(products.values()), parts=2)
-    whole = [left if left is not None else right for left, right in zip(a, b, strict=True)]
-    return [products[number].out if number in products else value for number, value in enumerate(whole)]  # type: ignore[misc]

@@ -46,7 +46,7 @@ def test_any_layout_of_the_factors(tiles, shape, left, right):
     before = draw(rows, columns, seed=2)
     for parts in (3, 2, 1):
         out, held = torch.full((rows, columns + 3), torch.nan)[:, :columns], before.clone()
-        multiply([Product(a, b, out), Product(a, b, held, plus=held, beta=0.5, alpha=-2.0)], parts)
+        multiply([Product(a, b, out, parts=parts), Product(a, b, held, plus=held, beta=0.5, alpha=-2.0, parts=parts)])
         wanted = a.double() @ b.double()
         assert off(out, a, b, wanted) < (MISSED[parts] if tiles else 1e-6) * 10
         assert off((held.double() - 0.5 * before.double()) / -2.0, a, b, wanted) < (MISSED[parts] if tiles else 1e-6) * 20
