@@ -233,7 +233,7 @@ def _fits(step: Product | Each) -> bool:
 
 
 def _plain(t: Tensor | Scratch) -> bool:
-    return type(t) is Scratch or (type(t) in (Tensor, torch.nn.Parameter) and t.is_cpu and t.dtype == torch.float32)
+    return isinstance(t, Scratch) or (type(t) in (Tensor, torch.nn.Parameter) and t.is_cpu and t.dtype == torch.float32)
 
 
 def _row_by_row(t: Tensor | Scratch) -> bool:

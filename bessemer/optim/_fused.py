@@ -25,8 +25,25 @@ def elementwise(name: str, columns: Sequence[Sequence[Tensor | Packed]], numbers
 
 def directing(slope: Tensor | Scratch, first: Tensor, second: Tensor, betas: Sequence[float], eps: float, size: float) -> Each:
     """A chain's step that puts `size` times Adam's uncorrected m / (sqrt(v) + eps) in a gradient's place, after both moments took it in."""
+    return Each(_kernel("direct"), _direct, (slope, first, second), (*_weights(betas, eps), size))
+
+
+def scaling(slope: Tensor | Scratch, first: Tensor, second: Tensor, factors: Tensor, betas: Sequence[float], eps: float, tall: bool) -> Each:
+    """A chain's step that gives each channel's factor: the norm of Adam's uncorrected direction over the gradient's, whose place it takes.
+
+    Args:
+        tall: whether rows are channels, else columns.
+    """
+    return Each(_kernel("scale"), _scale, (slope, first, second, factors), (*_weights(betas, eps), 1.0, float(tall)))
+
+
+def _kernel(name: str) -> Any:
     library = _native.library()
-    return Each(library and library.direct, _direct, (slope, first, second), (1.0 - betas[0], betas[1], 1.0 - betas[1], eps, size))
+    return library and getattr(library, name)
+
+
+def _weights(betas: Sequence[float], eps: float) -> tuple[float, ...]:
+    return 1.0 - betas[0], betas[1], 1.0 - betas[1], eps
 
 
 def _direct(slope: Tensor, first: Tensor, second: Tensor, numbers: Sequence[float]) -> None:
@@ -34,6 +51,13 @@ def _direct(slope: Tensor, first: Tensor, second: Tensor, numbers: Sequence[floa
     first.lerp_(slope, lean)
     second.mul_(keep).addcmul_(slope, slope, value=gain)
     torch.div(first, second.sqrt().add_(eps), out=slope).mul_(size)
+
+
+def _scale(slope: Tensor, first: Tensor, second: Tensor, factors: Tensor, numbers: Sequence[float]) -> None:
+    side = 1 if numbers[-1] else 0
+    inside = slope.norm(dim=side, keepdim=True)
+    _direct(slope, first, second, numbers[:-1])
+    torch.div(slope.norm(dim=side, keepdim=True), inside + 1e-8, out=factors)
 
 
 def not_finite(gradients: Sequence[Tensor]) -> list[bool] | None:

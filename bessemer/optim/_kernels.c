@@ -186,6 +186,36 @@ void direct(long rows, long columns, float *const *on, const long *strides, cons
     }
 }
 
+static inline float norm_of(const float *restrict x, long count) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (long i = 0; i < count; i++) sum += x[i] * x[i];
+    return __builtin_sqrtf(sum);
+}
+
+/* And on[3]: each channel's norm of the directions over the gradient's; channels are rows if numbers[5], else columns. */
+void scale(long rows, long columns, float *const *on, const long *strides, const float *numbers) {
+    if (numbers[5]) {
+        for (long r = 0; r < rows; r++) {
+            float *g = on[0] + r * strides[0], inside = norm_of(g, columns);
+            directions_of(g, g, on[1] + r * strides[1], on[2] + r * strides[2], columns, numbers, numbers[4]);
+            on[3][r * strides[3]] = norm_of(g, columns) / (inside + 1e-8f);
+        }
+        return;
+    }
+    for (long from = 0; from < columns; from += MOST) {
+        const long count = columns - from < MOST ? columns - from : MOST;
+        float inside[MOST] = {0}, after[MOST] = {0};
+        for (long r = 0; r < rows; r++) {
+            float *restrict g = on[0] + r * strides[0] + from;
+            for (long i = 0; i < count; i++) inside[i] = __builtin_fmaf(g[i], g[i], inside[i]);
+            directions_of(g, g, on[1] + r * strides[1] + from, on[2] + r * strides[2] + from, count, numbers, numbers[4]);
+            for (long i = 0; i < count; i++) after[i] = __builtin_fmaf(g[i], g[i], after[i]);
+        }
+        for (long i = 0; i < count; i++) on[3][from + i] = __builtin_sqrtf(after[i]) / (__builtin_sqrtf(inside[i]) + 1e-8f);
+    }
+}
+
 /* Whole matrices, [rows, columns] each and without gaps, a thread a matrix. Sums run over a row in float32, over rows in double precision. */
 typedef struct {
     float *weight;
@@ -204,10 +234,7 @@ void channel_norms(const matrix *all, long count) {
         for (long r = 0; r < a.rows; r++) {
             const float *restrict from = a.gradient + r * a.columns;
             if (a.tall) {
-                float sum = 0;
-#pragma omp simd reduction(+ : sum)
-                for (long i = 0; i < a.columns; i++) sum += from[i] * from[i];
-                a.norms[r] = __builtin_sqrtf(sum);
+                a.norms[r] = norm_of(from, a.columns);
             } else {
                 float *restrict to = a.norms;
                 for (long i = 0; i < a.columns; i++) to[i] = __builtin_fmaf(from[i], from[i], to[i]);

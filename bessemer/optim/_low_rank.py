@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bessemer.core.products import Product, fast, multiply
+from bessemer.core.products import Product, Scratch, fast, multiply
 from bessemer.core.registry import Auto
 from bessemer.optim import _fused
 from bessemer.optim._blocks import Packed, States, stored_bytes
@@ -78,7 +79,24 @@ class LowRank(Rule):
 
     def together(self) -> int:
         """Numbers of projected gradients that `move` is given at a time, unless one matrix has more."""
-        return TOGETHER if fast() else CHUNK
+        return sys.maxsize if self.chained else TOGETHER if fast() else CHUNK
+
+    @property
+    def chained(self) -> bool:
+        """Whether each piece of a matrix is one core's from its projection on."""
+        return False
+
+    def lowered(self, matrix: Matrix, basis: Tensor, span: slice) -> tuple[Scratch, Product, Tensor, Tensor]:
+        """A span of a gradient at low rank, the product that makes it, as coarse as `project`'s, and the moments there."""
+        gradient, tall, rank = matrix.piece(matrix.gradient, span), matrix.tall, basis.shape[1]
+        (rows, columns), (high, wide) = matrix.gradient.shape, gradient.shape
+        for key in MOMENTS:
+            if key not in matrix:
+                matrix[key] = gradient.new_zeros((rows, rank) if tall else (rank, columns))
+        low = Scratch(0, *((high, rank) if tall else (rank, wide)))
+        product = Product(*((gradient, basis) if tall else (basis.mT, gradient)), low, parts=2)
+        first, second = (matrix.piece(matrix[key], span) for key in MOMENTS)
+        return low, product, first, second
 
     def matrices(self, group: Group, members: list[Tensor]) -> Iterable[list[Matrix]]:
         """Those of each member with two or more dimensions."""
@@ -93,12 +111,14 @@ class LowRank(Rule):
 
         What Adam makes of them is a thousandth of the weights, so products may be that much coarser than float32 (2^-17 of the gradient's spread).
         """
+        lows: list[Tensor] = []
         products = []
         for matrix, basis in zip(batch, bases, strict=True):
             a, b = (matrix.gradient, basis) if matrix.tall else (basis.mT, matrix.gradient)
-            products.append(Product(a, b, a.new_empty(a.shape[0], b.shape[1]), parts=2))
+            lows.append(a.new_empty(a.shape[0], b.shape[1]))
+            products.append(Product(a, b, lows[-1], parts=2))
         multiply(products)
-        return [product.out for product in products]
+        return lows
 
     def adam(self, batch: list[Matrix], lows: list[Tensor]) -> list[Tensor]:
         """Adam's directions for gradients at low rank."""

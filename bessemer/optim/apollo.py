@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bessemer.core import rng
+from bessemer.core.products import Chain, run
 from bessemer.core.registry import Auto
 from bessemer.optim import _fused
 from bessemer.optim._blocks import States
@@ -80,7 +81,7 @@ class Apollo(LowRank):
         self.found = found
         wrong = _fused.not_finite(norms)
         if wrong is None:
-            wrong = torch.stack([norm.sum() for norm in norms]).isfinite().logical_not().tolist()
+            wrong = torch.stack([norm.sum() for norm in norms]).isfinite().logical_not().tolist() if norms else []
         bad = {id(matrix) for matrix, infinite in zip(flat, wrong, strict=True) if infinite}
         return [p for p in members if (p in vectors if p.ndim < 2 else not any(id(m) in bad for m in found[p]))]
 
@@ -108,22 +109,41 @@ class Apollo(LowRank):
         self.lows = {id(matrix): each["low"] for matrix, each in zip(batch, found, strict=True)}
         return [each["norms"] for each in found]
 
+    @property
+    def chained(self) -> bool:
+        """Where each channel has its factor, unless the moments are in blocks."""
+        return self.by == "channel" and self.states == "full"
+
     def move(self, group: Group, step: int, batch: list[Matrix]) -> None:
         """Scales each matrix's gradient and subtracts it."""
-        if self.lows:
-            lows = [self.lows[id(matrix)] for matrix in batch]
-        else:
-            lows = self.project(batch, [self.projection(min(m.gradient.shape), step, m.gradient) for m in batch])
-        updates = self.adam(batch, lows)
-        if self.by == "tensor":
-            inside, after = list(torch._foreach_norm(lows)), list(torch._foreach_norm(updates))
-        else:
-            inside, after = channel_norms(lows), channel_norms(updates)
-        factors = torch._foreach_div(after, torch._foreach_add(inside, 1e-8))
+        factors = self._of_channels(batch, step) if self.chained else self._of_batch(batch, step)
         norms = list(torch._foreach_norm(torch._foreach_mul(factors, [self.norms[id(matrix)] for matrix in batch])))
         limited = torch._foreach_div(factors, norm_growth(batch, norms, self.limit))
         size = math.sqrt(self.scale) * group["lr"] * self.correction(step)
         subtract(batch, limited, size, 1.0 - group["lr"] * group["weight_decay"])
+
+    def _of_channels(self, batch: list[Matrix], step: int) -> list[Tensor]:
+        """Each channel's factor, span by span."""
+        chains: list[Chain] = []
+        factors = [norms.new_empty(norms.shape) for norms in (self.norms[id(matrix)] for matrix in batch)]
+        for matrix, factor in zip(batch, factors, strict=True):
+            basis = self.projection(min(matrix.gradient.shape), step, matrix.gradient)
+            for span in matrix.spans():
+                low, project, first, second = self.lowered(matrix, basis, span)
+                scale = _fused.scaling(low, first, second, matrix.piece(factor, span), self.betas, self.eps, matrix.tall)
+                chains.append((project, scale))
+        run(chains)
+        return factors
+
+    def _of_batch(self, batch: list[Matrix], step: int) -> list[Tensor]:
+        """Each channel's factor, or each matrix's."""
+        if self.lows:
+            lows = [self.lows[id(matrix)] for matrix in batch]
+        else:
+            lows = self.project(batch, [self.projection(min(m.gradient.shape), step, m.gradient) for m in batch])
+        norms = channel_norms if self.by == "channel" else torch._foreach_norm
+        inside = list(norms(lows))  # before the directions, which may take their place
+        return list(torch._foreach_div(norms(self.adam(batch, lows)), torch._foreach_add(inside, 1e-8)))
 
     def state_bytes(self, shape: Any, width: int = 4, parts: Any = ()) -> int:
         """Two moments and a norm."""

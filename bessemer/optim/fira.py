@@ -49,7 +49,7 @@ class Fira(Galore):
 
     @property
     def chained(self) -> bool:
-        """No: what the projections leave needs the whole gradient's norms."""
+        """Never: what projections leave needs the norms of whole gradients."""
         return False
 
     def move(self, group: Group, step: int, batch: list[Matrix]) -> None:

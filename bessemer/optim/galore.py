@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bessemer.core.products import Chain, Product, Scratch, multiply, run
+from bessemer.core.products import Chain, Product, multiply, run
 from bessemer.core.registry import Auto
 from bessemer.optim import _fused
 from bessemer.optim._blocks import States
-from bessemer.optim._low_rank import MOMENTS, LowRank
+from bessemer.optim._low_rank import LowRank
 from bessemer.optim._rule import Group, Matrix, Products
 
 
@@ -50,12 +49,8 @@ class Galore(LowRank):
 
     @property
     def chained(self) -> bool:
-        """Whether a matrix's whole update is one core's, which moments in blocks don't allow."""
+        """Unless its moments are in blocks."""
         return self.states == "full"
-
-    def together(self) -> int:
-        """All, if each is done by itself."""
-        return sys.maxsize if self.chained else super().together()
 
     def move(self, group: Group, step: int, batch: list[Matrix]) -> None:
         """Project, Adam, project back; the projection back, weight decay and the addition are one product."""
@@ -67,25 +62,12 @@ class Galore(LowRank):
         chains: list[Chain] = []
         for matrix, basis in zip(batch, bases, strict=True):
             for span in matrix.spans():
-                gradient, weight = (matrix.piece(whole, span) for whole in (matrix.gradient, matrix.weight))
-                tall, rank = matrix.tall, basis.shape[1]
-                low = Scratch(0, *((len(gradient), rank) if tall else (rank, gradient.shape[1])))
-                moments = (matrix.piece(self.whole_moment(matrix, key, rank), span) for key in MOMENTS)
-                chains.append(
-                    (
-                        Product(*((gradient, basis) if tall else (basis.mT, gradient)), low, parts=2),
-                        _fused.directing(low, *moments, self.betas, self.eps, -size),
-                        Product(*((low, basis.mT) if tall else (basis, low)), weight, plus=weight, beta=shrink, parts=2),
-                    )
-                )
+                low, project, first, second = self.lowered(matrix, basis, span)
+                direct = _fused.directing(low, first, second, self.betas, self.eps, -size)
+                weight = matrix.piece(matrix.weight, span)
+                a, b = (low, basis.mT) if matrix.tall else (basis, low)
+                chains.append((project, direct, Product(a, b, weight, plus=weight, beta=shrink, parts=2)))
         run(chains)
-
-    def whole_moment(self, matrix: Matrix, key: str, rank: int) -> Tensor:
-        """A moment at low rank that is not in blocks."""
-        if key not in matrix:
-            rows, columns = matrix.gradient.shape
-            matrix[key] = matrix.gradient.new_zeros((rows, rank) if matrix.tall else (rank, columns))
-        return matrix[key]
 
     def basis(self, matrix: Matrix, step: int) -> Tensor:
         """The projection, [shorter side, r], renewed when that is due."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from bessemer.core.products import Chain, Each, Product, Scratch, run
+from bessemer.core.products import Chain, Product, Scratch, run
 from bessemer.optim import _fused
 from bessemer.optim._rule import Group, Matrix, Products, Rule, gradients, matrices, shapes, sweep
 
@@ -110,23 +111,21 @@ class Soap(Rule):
             whole = matrix.weight, matrix.gradient.contiguous(), matrix["exp_avg"], matrix["exp_avg_sq"]
             weight, gradient, first, second = (matrix.piece(tensor, span) for tensor in whole)
             turned, other = (Scratch(number, *gradient.shape) for number in range(2))
-            steps: list[Product | Each] = []
-            into, back = gradient, turned
-            if left is not None and right is not None:
-                steps.append(Product(left.mT, gradient, other, parts=2))
-                into, back = other, other
-            steps.append(Product(into, right, turned, parts=2) if right is not None else Product(left.mT, into, turned, parts=2))
-            steps.append(_fused.directing(turned, first, second, self.betas, self.eps, -size * shrink))
-            if left is not None and right is not None:
-                steps.append(Product(left, turned, other, parts=2))
-            a, b = (back, right.mT) if right is not None else (left, back)
-            steps.append(Product(a, b, weight, plus=weight, beta=shrink, parts=2))
-            chains.append(steps)
+            direct = _fused.directing(turned, first, second, self.betas, self.eps, -size * shrink)
+            coarse, add = partial(Product, parts=2), partial(Product, out=weight, plus=weight, beta=shrink, parts=2)
+            if left is None:
+                chains.append([coarse(gradient, right, turned), direct, add(turned, right.mT)])
+            elif right is None:
+                chains.append([coarse(left.mT, gradient, turned), direct, add(left, turned)])
+            else:
+                turn = [coarse(left.mT, gradient, other), coarse(other, right, turned)]
+                chains.append([*turn, direct, coarse(left, turned, other), add(other, right.mT)])
         return chains
 
     def _learns(self, matrix: Matrix) -> list[Chain]:
         """The gradient enters the second-moment matrices."""
-        gradient, chains = matrix.gradient, []
+        gradient = matrix.gradient
+        chains: list[Chain] = []
         if "exp_avg" not in matrix:
             matrix["exp_avg"], matrix["exp_avg_sq"] = torch.zeros_like(matrix.weight), torch.zeros_like(matrix.weight)
         for side, (name, wanted) in enumerate(zip(SIDES, self.preconditioned(*gradient.shape), strict=True)):

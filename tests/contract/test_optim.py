@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from bessemer.core import registry
+from bessemer.core import products, registry
 from bessemer.core.errors import ArtifactError
+from bessemer.optim import _native
 from bessemer.optim._rule import Rule
 from bessemer.train.checkpoint import Checkpointer
 from bessemer.train.checkpoint_folder import latest
@@ -20,6 +21,14 @@ SMALL = {"rank": 4, "refresh": 3, "every": 3}
 NUMBERS = {"adamw": 2, "muon": 1}
 """Numbers a parameter of torch's own kernels and of those that document it in words."""
 MATRICES_ONLY = {"muon"}
+
+
+@pytest.fixture(autouse=True, params=["kernels", "torch"])
+def ways(request, monkeypatch):
+    """With our own kernels, and as where there is no compiler."""
+    if request.param == "torch":
+        monkeypatch.setattr(_native, "library", lambda: None)
+        monkeypatch.setattr(products, "_library", lambda: None)
 
 
 class Net(nn.Module):
