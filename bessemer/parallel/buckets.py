@@ -4,8 +4,8 @@ A bucket is one flat tensor of neighbouring parameters' gradients, the last laye
 step's last micro-batch has finished all of it and every bucket before it has left, so all ranks send the same in the same order. Gradients
 become views of the bucket as it leaves: they are not held twice, and what comes back is not copied.
 
-Ranks of one machine write their buckets into memory they have in common, and each adds them up, in the order of the ranks, when two more have
-been written.
+Ranks of one machine write their buckets into memory they have in common, and each adds them up, in the order of the ranks, before it writes the
+next but one.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ STILL = float(os.environ.get("BESSEMER_HANG_SECONDS", "20"))
 """Seconds in which no rank uses the processor after which the run counts as hung. A rank that waits for an accelerator or another
 rank's computation is not still; ranks that all wait for each other are."""
 IDLE = 0.03
-"""The share of a core that a rank may use while it is still: gloo's threads look around even then, for 0.3 to 0.5% of one, and over 1% on a slow host."""
+"""The share of a core that a rank may use while it is still: gloo's threads look around even then, for 0.3 to 0.8% of one as measured."""
 BUSY = (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
 """What a process is in that gets no processor time because others have it, or waits for a disk."""
 GRACE = 2.0

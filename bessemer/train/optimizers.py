@@ -30,6 +30,7 @@ class Optimizers:
         self.moving, self.around = optimizers, list(around)
         self.factor = 1.0
         self.released = 0.0
+        self.before_release: Callable[[], None] = lambda: None
         self.owners: dict[int, torch.optim.Optimizer] = {}
         for method in self.around:
             method.beside(self.moving)

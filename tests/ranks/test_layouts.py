@@ -153,11 +153,11 @@ def serial():
     return find
 
 
-def compare(got: Any, wanted: Any, where: str, tolerance: float) -> None:
+def assert_equal(got: Any, wanted: Any, where: str, tolerance: float) -> None:
     if isinstance(wanted, dict):
         assert got.keys() == wanted.keys(), where
         for key in wanted:
-            compare(got[key], wanted[key], f"{where} {key}", tolerance)
+            assert_equal(got[key], wanted[key], f"{where} {key}", tolerance)
     elif isinstance(wanted, torch.Tensor):
         assert got.shape == wanted.shape, where
         assert (got - wanted).norm() <= tolerance * wanted.norm(), f"{where}: {(got - wanted).norm() / wanted.norm():.2e}"
@@ -168,7 +168,7 @@ def compare(got: Any, wanted: Any, where: str, tolerance: float) -> None:
 @pytest.mark.parametrize("case", CASES, ids=name)
 def test_a_layout_trains_as_one_process_does(ranks, serial, case):
     got = ranks(run, case.mesh, case, count=Mesh.of(case.mesh).ranks)[0]
-    compare(got, serial(case), "", 1e-5)
+    assert_equal(got, serial(case), "", 1e-5)
 
 
 def table() -> str:
