@@ -6,13 +6,13 @@ backward while a listener writes down what travels. What goes on likewise is cou
 of each kind are built, and what each further one adds is the difference; so it is with micro-batches. Of a pipeline each place is tried
 that differs from the others.
 
-Assumed, where a run would have to tell: documents fill their rows, routers use experts as evenly as is wanted, and a compiler that is
+Assumed, where a run would have to tell: a step's passes are one task's, documents fill their rows, routers use experts as evenly as is wanted, and a compiler that is
 given a budget for activations uses all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,7 +26,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bessemer.core import device
 from bessemer.core.mesh import Mesh, World
-from bessemer.core.registry import Choice
+from bessemer.core.registry import Choice, choose
+from bessemer.models.attach import attach
 from bessemer.models.package import fill
 from bessemer.models.transfer import tensors
 from bessemer.parallel import pipeline
@@ -38,6 +39,8 @@ from bessemer.plan.held import Held, Ones
 from bessemer.plan.stand_ins import Dealt, even
 from bessemer.plan.traffic import Listener, Traffic
 
+PLAIN = ("next_token", "multi_token")
+"""Objectives whose passes don't depend on what the data holds."""
 SMALL = 2**20
 """Parameters up to which tensors have memory."""
 HELD = ("parameters", "gradients", "optimizer", "activations", "gathered")
@@ -50,7 +53,8 @@ class Plan:
     Attributes:
         model, vocabulary: the family's choice and its tokens.
         mesh, parallel: as in a recipe.
-        objective, optim: the first task's, and the optimizers'.
+        tasks: by name, the objective and the adapter, if any. All their parameters are counted; whose passes are tried, `tried` says.
+        optim: the optimizers'.
         dtype: of matrix products.
         rows: of a micro-batch, all ranks' together; `length` columns each.
         micro_batches: of a step.
@@ -61,13 +65,22 @@ class Plan:
     vocabulary: int
     mesh: Mesh
     parallel: Parallel
-    objective: Choice
+    tasks: Mapping[str, tuple[Choice, Choice | None]]
     optim: list[Choice]
     dtype: torch.dtype
     rows: int
     length: int
     micro_batches: int = 1
     compile: bool = False
+
+    def tried(self) -> str | None:
+        """The task whose passes are tried: the first that asks nothing of its data but tokens. None: next-token prediction stands in for all."""
+        return next((name for name, (objective, _) in self.tasks.items() if objective.name in PLAIN), None)
+
+    def objective(self) -> Any:
+        """What stands at the end of the passes."""
+        name = self.tried()
+        return choose("objectives", "next_token")() if name is None else self.tasks[name][0]()
 
 
 @dataclass
@@ -192,7 +205,10 @@ def _fake_ranks(count: int, rank: int) -> Iterator[None]:
 
 def _skeleton(plan: Plan) -> Any:
     with torch.device("meta"):
-        return plan.model(plan.vocabulary, 0)
+        model: Any = plan.model(plan.vocabulary, 0)
+        for name, (objective, adapter) in plan.tasks.items():
+            attach(model, name, objective, adapter)
+    return model
 
 
 def _kinds(model: Any) -> dict[Any, list[int]]:

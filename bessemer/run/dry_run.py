@@ -33,7 +33,8 @@ def dry_run(recipe: Recipe, ranks: int | None) -> dict[str, Any]:
     for stage in stages:
         try:
             plan = _plan(recipe, stage, ranks)
-            found[stage.name] = {"mesh": plan.mesh.describe(), "micro_batches": plan.micro_batches, **dry.run(plan).plain()}
+            others = [name for name in plan.tasks if name != plan.tried()]
+            found[stage.name] = {"mesh": plan.mesh.describe(), "micro_batches": plan.micro_batches, "not_tried": others, **dry.run(plan).plain()}
         except RecipeError as error:
             if error.file is not None or error.key is None:
                 raise
@@ -57,7 +58,7 @@ def _plan(recipe: Recipe, stage: Stage, ranks: int | None) -> dry.Plan:
         vocabulary=vocabulary,
         mesh=mesh,
         parallel=o["parallel"],
-        objective=o["task"][0].objective,
+        tasks={task.name: (task.objective, task.adapter) for task in o["task"]},
         optim=o["optim"],
         dtype=build.number_format(o["precision"], "precision"),
         rows=spend.micro_batch,
@@ -101,6 +102,10 @@ def text(found: dict[str, Any]) -> str:
             sizes = [row[f"{each}_bytes"] for each in ("parameters", "gradients", "optimizer", "activations", "gathered")]
             lines.append(f"  {which:<18} " + " ".join(f"{size(each):>11}" for each in sizes))
         lines += ["", "  each rank sends, a step     along                 ranks    calls       bytes"]
+        if stage["not_tried"]:
+            lines.insert(
+                -2, f"  of {', '.join(stage['not_tried'])} the parameters are counted; activations and traffic are those of next-token passes"
+            )
         place = 0
         for t in stage["traffic"]:
             if t.get("pipe", 0) != place:

@@ -52,7 +52,7 @@ CASES: list[tuple[dict[str, int], dict[str, Any], dict[str, Any], int]] = [
 def plan(mesh: dict[str, int], parallel: dict[str, Any], model: dict[str, Any], micro_batches: int) -> dry.Plan:
     return dry.Plan(
         choose("models/families", {"name": "decoder", **MODEL, **model}), 65, Mesh.of(mesh), Parallel(**parallel, exchange="network"),
-        choose("objectives", "multi_token" if "ahead" in model else "next_token"), [choose("optim", "adamw")], torch.float32, 8, 30, micro_batches,
+        {"text": (choose("objectives", "multi_token" if "ahead" in model else "next_token"), None)}, [choose("optim", "adamw")], torch.float32, 8, 30, micro_batches,
     )  # fmt: skip
 
 

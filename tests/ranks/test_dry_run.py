@@ -11,7 +11,9 @@ import torch
 from bessemer.cli import main
 from bessemer.core import shards
 from bessemer.core.mesh import Mesh, World
+from bessemer.core.recipe import read
 from bessemer.core.registry import choose
+from bessemer.models.attach import attach
 from bessemer.models.transfer import parameter_roles
 from bessemer.parallel.order import Parallel, spread
 from bessemer.plan import dry, step
@@ -37,7 +39,7 @@ CASES: list[tuple[dict[str, int], dict[str, Any], dict[str, Any], int]] = [
 def plan(mesh: dict[str, int], parallel: dict[str, Any], model: dict[str, Any], micro_batches: int) -> dry.Plan:
     optim = [{"role": "matrix", "name": "muon"}, {"name": "adamw"}]
     return dry.Plan(
-        choose("models/families", {"name": "decoder", **MODEL, **model}), 65, Mesh.of(mesh), Parallel(**parallel, exchange="network"), choose("objectives", "next_token"),
+        choose("models/families", {"name": "decoder", **MODEL, **model}), 65, Mesh.of(mesh), Parallel(**parallel, exchange="network"), {"text": (choose("objectives", "next_token"), None)},
         [choose("optim", each, optimizers.TAGS) for each in optim], torch.float32, 8, 32, micro_batches,
     )  # fmt: skip
 
@@ -111,6 +113,30 @@ def test_the_command_tells_it(capsys):
     assert found["mesh"] == "data 4 x tensor 2"
     assert sum(row["count"] for row in found["ranks"]) == 8
     assert {row["kind"] for row in found["traffic"]} >= {"all-gather", "reduce-scatter"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "asked", "others"),
+    [
+        ("joint", [], ["masked", "embedding", "pairs", "captions"]),
+        ("tiny", ['train.task=[{name = "hidden", objective = "electra"}]'], ["hidden"]),
+        ("tiny", ['train.task=[{name = "hidden", objective = "masked_language"}, {name = "text"}]'], ["hidden"]),
+    ],
+)
+def test_every_tasks_own_parameters_are_counted(capsys, recipe, asked, others):
+    assert main(["run", recipe, *asked, "--dry-run", "--ranks", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["stages"]["train"]
+    assert found["not_tried"] == others
+    given = read(recipe, asked)
+    options = next(stage.choice.options for stage in given.stages if stage.name == "train")
+    vocabulary = next(stage.choice.options["vocabulary"] for stage in given.stages if stage.name == "train_tokenizer")
+    model: Any = options["model"].with_options(length=256)(vocabulary, 0)
+    bare = sum(p.numel() for p in model.parameters())
+    for task in options["task"]:
+        attach(model, task.name, task.objective, task.adapter)
+    whole = sum(p.numel() for p in model.parameters())
+    assert 4 * whole == sum(row["count"] * row["parameters_bytes"] for row in found["ranks"])
+    assert (whole > bare) == (recipe == "joint" or "electra" in asked[0])
 
 
 def test_ranks_that_do_not_fit_are_refused(capsys):

@@ -65,7 +65,7 @@ def tried(recipe: str, mesh: dict[str, int], given: dict[str, Any]) -> str:
     optim = [choose("optim", each, optimizers.TAGS) for each in ({"role": "matrix", "name": "muon"}, {"name": "adamw"})]
     family = choose("models/families", {"name": "decoder", **model})
     try:
-        plan = dry.Plan(family, 33, Mesh.of(mesh), Parallel(**given), choose("objectives", objective), optim, torch.float32, 4, 16)
+        plan = dry.Plan(family, 33, Mesh.of(mesh), Parallel(**given), {"text": (choose("objectives", objective), None)}, optim, torch.float32, 4, 16)
         found = dry.run(plan)
     except RecipeError as error:
         refused = error
