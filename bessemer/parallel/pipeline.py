@@ -173,7 +173,7 @@ class Stage(nn.Module):
         finally:
             model._modules = before
         outputs.again = _no_second_pass
-        loss = pipeline.value(int(number), batch, outputs, self.last).reshape(1)
+        loss = torch.stack((pipeline.value(int(number), batch, outputs, self.last),))  # FSDP2 warns of views
         if pipeline.wide and not self.first:
             loss = loss + passed[1]
         if self.last:
