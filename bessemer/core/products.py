@@ -10,6 +10,7 @@ and is summed stays float32. oneDNN does such products only where the processor 
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -79,13 +80,13 @@ class Each(NamedTuple):
     """A change of matrices of one shape, number by number and in place.
 
     Attributes:
-        kernel: in C: (rows, columns, the matrices, their rows' strides, numbers).
+        kernel: the address of a C function (rows, columns, the matrices, their rows' strides, numbers); 0: there is none.
         by_torch: the same with tensors: (matrices..., numbers).
         on: at most MATRICES.
         numbers: at most NUMBERS.
     """
 
-    kernel: Any
+    kernel: int
     by_torch: Callable[..., None]
     on: tuple[Tensor | Scratch, ...]
     numbers: tuple[float, ...]
@@ -117,7 +118,7 @@ def run(chains: Sequence[Chain]) -> None:
     if library is None or not fitting:
         return
     limit = PARTS[torch.get_float32_matmul_precision()]
-    steps = (_Step * sum(map(len, fitting)))(*(_step(step, limit) for chain in fitting for step in chain))
+    steps = b"".join([_STEP.pack(*_fields(step, limit)) for chain in fitting for step in chain])
     ends = (ctypes.c_long * len(fitting))(*accumulate(map(len, fitting)))
     if not library.run(steps, ends, ctypes.c_long(len(fitting))):
         raise MemoryError("no memory is left for packing matrices")
@@ -224,57 +225,35 @@ def _library() -> ctypes.CDLL | None:
 def _fits(step: Product | Each) -> bool:
     """Whether the kernels can do this, and do it faster than torch."""
     if isinstance(step, Each):
-        return step.kernel is not None and all(map(_plain, step.on)) and all(_row_by_row(t) for t in step.on)
-    given = [t for t in (step.a, step.b, step.out, step.plus) if t is not None]
-    (rows, depth), columns = step.a.shape, step.b.shape[1]
-    return (
-        rows * depth * columns >= ENOUGH and all(map(_plain, given)) and all(map(_row_by_row, given[2:])) and all(1 in t.stride() for t in given[:2])
-    )
+        return bool(step.kernel) and all(_plain(t) and t.stride()[1] == 1 for t in step.on)
+    a, b, out, plus = step[:4]
+    if a.shape[0] * a.shape[1] * b.shape[1] < ENOUGH or not (1 in a.stride() and 1 in b.stride() and out.stride()[1] == 1):
+        return False
+    return _plain(a) and _plain(b) and _plain(out) and (plus is None or plus is out or (_plain(plus) and plus.stride(1) == 1))
 
 
 def _plain(t: Tensor | Scratch) -> bool:
     return isinstance(t, Scratch) or (type(t) in (Tensor, torch.nn.Parameter) and t.is_cpu and t.dtype == torch.float32)
 
 
-def _row_by_row(t: Tensor | Scratch) -> bool:
-    return t.stride()[1] == 1
+_STEP = struct.Struct(f"4P9q2f2iP2q{MATRICES}P{MATRICES}q{NUMBERS}f")
+"""As `step` in products.c."""
 
 
-class _Job(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("a", "b", "plus", "out")),
-        *((name, ctypes.c_long) for name in ("rows", "columns", "depth", "a_row", "a_depth", "b_depth", "b_column", "out_row", "plus_row")),
-        *((name, ctypes.c_float) for name in ("alpha", "beta")),
-        *((name, ctypes.c_int) for name in ("symmetric", "parts")),
-    ]
-
-
-class _Step(ctypes.Structure):
-    _fields_ = [
-        ("product", _Job),
-        ("each", ctypes.c_void_p),
-        ("rows", ctypes.c_long),
-        ("columns", ctypes.c_long),
-        ("on", ctypes.c_void_p * MATRICES),
-        ("strides", ctypes.c_long * MATRICES),
-        ("numbers", ctypes.c_float * NUMBERS),
-    ]
-
-
-def _step(step: Product | Each, limit: int) -> _Step:
+def _fields(step: Product | Each, limit: int) -> tuple[float, ...]:
+    """What stands in `_STEP`."""
     if isinstance(step, Product):
-        return _Step(product=_job(step, limit))
-    rows, columns = step.on[0].shape
-    on, strides = (ctypes.c_void_p * MATRICES)(*map(_address, step.on)), (ctypes.c_long * MATRICES)(*(t.stride()[0] for t in step.on))
-    return _Step(_Job(), ctypes.cast(step.kernel, ctypes.c_void_p), rows, columns, on, strides, (ctypes.c_float * NUMBERS)(*step.numbers))
+        a, b, out, plus, beta, alpha, symmetric, parts = step
+        (rows, depth), columns = a.shape, b.shape[1]
+        where = _address(a), _address(b), 0 if plus is None else plus.data_ptr(), _address(out)
+        strides = *a.stride(), *b.stride(), out.stride()[0], 0 if plus is None else plus.stride(0)
+        return *where, rows, columns, depth, *strides, alpha, beta, symmetric, min(parts, limit), *_NOTHING
+    none = (0,) * (MATRICES - len(step.on))
+    on = *map(_address, step.on), *none, *(t.stride()[0] for t in step.on), *none
+    return *_NO_PRODUCT, step.kernel, *step.on[0].shape, *on, *step.numbers, *(0.0,) * (NUMBERS - len(step.numbers))
 
 
-def _job(product: Product, limit: int) -> _Job:
-    a, b, out, plus, beta, alpha, symmetric, parts = product
-    strides = (*a.stride(), *b.stride(), out.stride()[0], plus.stride(0) if plus is not None else 0)
-    (rows, depth), columns = a.shape, b.shape[1]
-    where = [_address(t) if t is not None else None for t in (a, b, plus, out)]
-    return _Job(*where, rows, columns, depth, *strides, alpha, beta, symmetric, min(parts, limit))
+_NO_PRODUCT, _NOTHING = (0,) * 17, (0,) * (3 + 2 * MATRICES + NUMBERS)
 
 
 def _address(t: Tensor | Scratch) -> int:

@@ -37,9 +37,10 @@ def scaling(slope: Tensor | Scratch, first: Tensor, second: Tensor, factors: Ten
     return Each(_kernel("scale"), _scale, (slope, first, second, factors), (*_weights(betas, eps), 1.0, float(tall)))
 
 
-def _kernel(name: str) -> Any:
+def _kernel(name: str) -> int:
+    """A function's address, or 0."""
     library = _native.library()
-    return library and getattr(library, name)
+    return 0 if library is None else ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
 
 
 def _weights(betas: Sequence[float], eps: float) -> tuple[float, ...]:

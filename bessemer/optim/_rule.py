@@ -251,10 +251,12 @@ class Matrix:
         longer, shorter = max(self.weight.shape), min(self.weight.shape)
         count = max(1, round(longer * shorter / PIECE)) if products.fast() else 1
         size = -(-longer // (32 * count)) * 32
-        return [slice(start, min(start + size, longer)) for start in range(0, longer, size)]
+        return [slice(start, min(start + size, longer)) for start in range(0, longer, size)] if size < longer else [slice(None)]
 
     def piece(self, of: Tensor, span: slice) -> Tensor:
         """A span of the longer side of something shaped as the matrix is, or at low rank on the other side."""
+        if span.stop is None:
+            return of
         return of[span] if self.tall else of[:, span]
 
 

@@ -5,7 +5,7 @@ import torch
 
 from bessemer.core import products
 from bessemer.core.products import Each, Product, Scratch, multiply, run
-from bessemer.optim import _fused, _native
+from bessemer.optim import _fused
 
 SHAPES = [(1, 5, 1), (64, 200, 64), (192, 192, 192), (203, 60, 203), (260, 700, 260), (130, 1376, 77), (5, 9000, 33)]
 WAYS = [
@@ -77,7 +77,6 @@ def test_symmetric_ones_are_the_whole_product_and_exactly_symmetric(tiles, side,
 
 def test_a_chains_steps_hand_each_other_scratch_matrices(tiles):
     """Turned, moved by Adam in place, turned back and added: what single steps on tensors give, with as many chains as there are."""
-    library = _native.library()
     work, wanted, chains = [], [], []
     for seed, (rows, side, rank) in enumerate([(96, 64, 40), (33, 128, 7), (260, 200, 130)]):
         gradient, basis, weight, first = draw(rows, side, seed=seed), draw(side, rank), draw(rows, side + 5)[:, :side], draw(rows, rank, seed=9)
@@ -85,7 +84,7 @@ def test_a_chains_steps_hand_each_other_scratch_matrices(tiles):
         m = first.double().lerp(gradient.double() @ basis.double(), 0.1)
         v = 0.9 * second.double() + 0.1 * (gradient.double() @ basis.double()).square()
         wanted.append((weight.double() * 0.5 + (-2.0 * m / (v.sqrt() + 1e-3)) @ basis.double().mT, m, v))
-        each = Each(library and library.direct, _fused._direct, (low, first, second), (0.1, 0.9, 0.1, 1e-3, -2.0))
+        each = Each(_fused._kernel("direct"), _fused._direct, (low, first, second), (0.1, 0.9, 0.1, 1e-3, -2.0))
         chains.append([Product(gradient, basis, low), each, Product(low, basis.mT, weight, plus=weight, beta=0.5)])
         work.append((weight, first, second))
     run(chains)
