@@ -1,5 +1,7 @@
 """Updates done piece by piece in one core's cache are those of whole matrices by torch."""
 
+import copy
+
 import pytest
 import torch
 
@@ -42,3 +44,29 @@ def test_pieces_on_tiles_are_the_whole_by_torch(name, options, shapes, monkeypat
     monkeypatch.setattr(_native, "library", lambda: None)
     for x, y in zip(pieces, trained(name, options, shapes), strict=True):
         assert float((x - y).norm() / y.norm()) < 1e-2  # eigenvectors that lie close magnify what bases are made of
+
+
+@pytest.mark.skipif(not products.fast(), reason="no tile units here")
+@pytest.mark.parametrize("name", ["galore", "apollo"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_weight_with_one_bad_number_in_one_of_its_matrices_is_left_alone(name, bad, monkeypatch):
+    monkeypatch.setattr(products, "ENOUGH", 0)
+    made = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(shape, generator=made)) for shape, _ in WIDE_AND_TALL]
+    group = {"params": params, "parts": [cut for _, cut in WIDE_AND_TALL]}
+    optimizer = registry.choose("optim", {"name": name, "rank": 24, "refresh": 50})([group])
+    for step in range(4):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=made)
+        if step == 2:
+            params[2].grad[300, 7] = bad  # in the second of three
+            before = [p.detach().clone() for p in params], copy.deepcopy(optimizer.state[params[2]])
+        optimizer.step()
+        if step == 2:
+            moved = [not torch.equal(p, old) for p, old in zip(params, before[0], strict=True)]
+            assert moved == [True, True, False]
+            after = optimizer.state[params[2]]
+            assert after.keys() == before[1].keys()
+            assert all(torch.equal(after[k], v) if isinstance(v, torch.Tensor) else after[k] == v for k, v in before[1].items())
+    assert [optimizer.state[p]["step"] for p in params] == [4, 4, 3]
+    assert all(p.isfinite().all() for p in params)
