@@ -60,11 +60,11 @@ def apply(blocks: Iterable[Any], how: Remat, keep: Iterable[Kind], budget: float
     Raises:
         RecipeError: a budget is given to blocks that are not compiled.
     """
-    if how == "budget":
-        if not compile:
-            raise RecipeError("a memory budget is solved by the compiler, and nothing is compiled", key="parallel.remat", mend='remat = "selective"')
-        torch._functorch.config.activation_memory_budget = budget  # type: ignore[attr-defined]
-    elif how != "none":
+    if how == "budget" and not compile:
+        raise RecipeError("a memory budget is solved by the compiler, and nothing is compiled", key="parallel.remat", mend='remat = "selective"')
+    if compile:  # for all that is compiled from now on, so a run without a budget must say so after one with
+        torch._functorch.config.activation_memory_budget = budget if how == "budget" else 1.0  # type: ignore[attr-defined]
+    if how not in ("none", "budget"):
         kept = {operator for kind in keep for operator in KEPT[kind]}
         more: dict[str, Any] = {} if how == "full" else {"context_fn": partial(create_selective_checkpoint_contexts, partial(_policy, kept))}
         for block in blocks:
