@@ -173,7 +173,8 @@ class Stage(nn.Module):
         finally:
             model._modules = before
         outputs.again = _no_second_pass
-        loss = torch.stack((pipeline.value(int(number), batch, outputs, self.last),))  # FSDP2 warns of views
+        # a view: with a new tensor FSDP2 fails under torch 2.11 where a backward pass is in two parts
+        loss = pipeline.value(int(number), batch, outputs, self.last).reshape(1)
         if pipeline.wide and not self.first:
             loss = loss + passed[1]
         if self.last:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,8 @@ def _through(stages: Pipeline, batches: list[Batch], helds: Sequence[Held], valu
                 module.set_reshard_after_backward(last)
                 module.set_requires_gradient_sync(last)
             passed = [] if stage.first else _passed(stages, each)
-            with held:
+            with held, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # which nobody writes to
                 found = module(*passed, number=number)
             sums = [part.float().sum() for part in (found if isinstance(found, tuple) else (found,))]
             torch.stack(sums).sum().backward()
