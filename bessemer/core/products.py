@@ -77,7 +77,7 @@ class Product(NamedTuple):
 
 
 class Each(NamedTuple):
-    """A change of matrices of one shape, number by number and in place.
+    """Something done to matrices where they lie.
 
     Attributes:
         kernel: the address of a C function (rows, columns, the matrices, their rows' strides, numbers); 0: there is none.

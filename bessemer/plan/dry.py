@@ -6,8 +6,8 @@ backward while a listener writes down what travels. What goes on likewise is cou
 of each kind are built, and what each further one adds is the difference; so it is with micro-batches. Of a pipeline each place is tried
 that differs from the others.
 
-Assumed, where a run would have to tell: a step's passes are one task's, documents fill their rows, routers use experts as evenly as is wanted, and a compiler that is
-given a budget for activations uses all of it.
+Assumed, where a run would have to tell: a step's passes are one task's, documents fill their rows, routers use experts as evenly as is
+wanted, and a compiler that is given a budget for activations uses all of it.
 """
 
 from __future__ import annotations
