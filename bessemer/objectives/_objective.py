@@ -12,7 +12,7 @@ from bessemer.core.collectives import Along
 from bessemer.core.terms import Terms
 
 if TYPE_CHECKING:
-    from bessemer.data.tokenizer import Tokenizer
+    from bessemer.data.special import Words
 
 
 class Objective(ABC):
@@ -36,7 +36,7 @@ class Objective(ABC):
     adapter: Any = None
     ranks: Along = Along()
 
-    def read(self, tokenizer: Tokenizer) -> None:  # noqa: B027 - most objectives need no special token
+    def read(self, tokenizer: Words) -> None:  # noqa: B027 - most objectives need no special token
         """Looks up the special tokens it needs.
 
         Raises:

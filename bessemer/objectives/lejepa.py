@@ -100,7 +100,7 @@ class LeJEPA(FromExamples):
         everyone = gathered(found, self.ranks)
         with torch.autocast(found.device.type, enabled=False):
             total = everyone.sum() * 0.0  # ranks meet in its backward pass, those too that hold no group's first row
-            for row in batch.weights[GAUSSIAN].nonzero().flatten().tolist():
+            for row in [row for row, weight in enumerate(batch.weights[GAUSSIAN].tolist()) if weight]:
                 start = self.ranks.index * found.shape[0] + row
                 directions = batch.streams["directions"][row].view(self.slices, self.size)
                 group = everyone[start : start + self.unit].flatten(0, 1).movedim(1, 0)

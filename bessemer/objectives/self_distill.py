@@ -50,7 +50,7 @@ class SelfDistill(Objective):
         self.unit, self.adapter = self.base.unit, self.base.adapter
 
     def read(self, tokenizer: Words) -> None:
-        self.base.read(tokenizer)  # type: ignore[arg-type]
+        self.base.read(tokenizer)
         folder = Path(self.folder)
         found = folder if (folder / MANIFEST).is_file() else newest(folder, Model.kind) if folder.is_dir() else None
         if found is None:
@@ -66,6 +66,10 @@ class SelfDistill(Objective):
 
     def modules(self, width: int, vocabulary: int) -> dict[str, nn.Module]:
         return self.base.modules(width, vocabulary)
+
+    @property
+    def acts_before(self) -> bool:
+        return self.base.acts_before
 
     def before(self, batch: Batch) -> Batch:
         self.base.parts = self.parts

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from bessemer.core import device, shards
 from bessemer.core.batch import Batch
+from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import AXES, World
 from bessemer.models.package import fill
 from bessemer.parallel.buckets import Buckets
@@ -21,6 +22,9 @@ from bessemer.parallel.context.columns import Axis
 from bessemer.parallel.levels import Levels
 from bessemer.parallel.neighbours import Neighbours
 from bessemer.parallel.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from bessemer.objectives._objective import Objective
 
 
 @dataclass
@@ -53,12 +57,17 @@ class Layout:
     guides: Sequence[Levels | Neighbours] = ()
     in_memory: bool = False
 
-    def cut(self, batch: Batch) -> Batch:
-        """This rank's columns of the batch.
+    def given(self, batch: Batch, objective: Objective) -> Batch:
+        """A micro-batch as the model is given it: this rank's columns, and what its objective does first.
 
         Raises:
-            RecipeError: it has something without columns.
+            RecipeError: it has something without columns, or the objective reads it before the first stage of a pipeline does.
         """
+        if objective.acts_before:
+            if self.stages is not None:
+                problem = f"the objective of '{batch.task}' reads the batch before the trunk does, which stages of a pipeline can't"
+                raise RecipeError(problem, key="mesh.pipe", mend="use pipe = 1")
+            batch = replace(batch, first=objective.before)
         return batch if self.columns is None else self.columns.cut(batch)
 
     @property

@@ -77,7 +77,7 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
         _check_stages(layout.stages, world, options)
     routed = world.count("expert") * world.count("expert_tensor") > 1
     if world.count("tensor") > 1 or (routed and not data.wanted(world, options.shard)):  # optimizers want all parameters of one kind
-        inner, layout.parts = tensor.apply(model, world, chains, options.pieces)
+        inner, layout.parts = tensor.apply(model, world, [*chains, *tensor.nested(model)], options.pieces)
     if routed or (world.count("tensor") > 1 and expert.products(model)):
         layout.parts |= expert.apply(model, world)
     if world.count("context") > 1:

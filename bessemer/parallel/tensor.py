@@ -131,13 +131,30 @@ def runs(model: Any) -> Iterator[list[nn.Module]]:
     yield from ([module.block] for module in getattr(model, "ahead", ()))
 
 
+def nested(model: Any) -> Iterator[list[nn.Module]]:
+    """The chains of models inside the model, which belong to single tasks."""
+    for part in getattr(model, "tasks", nn.ModuleDict()).modules():
+        if isinstance(getattr(part, "blocks", None), nn.ModuleList):
+            yield from runs(part)
+
+
+def _undivided(model: Any) -> set[int]:
+    """The products of single tasks outside blocks, by identity: what they read is whole on every rank, so every rank does them whole."""
+    inside = {id(part) for chain in nested(model) for block in chain for part in block.modules()}
+    parts = getattr(model, "tasks", nn.ModuleDict()).modules()
+    return {id(part) for part in parts if isinstance(part, Linear) and not isinstance(part, Head) and id(part) not in inside}
+
+
 def check(model: Any, count: int) -> None:
     """Refuses a model whose sizes `count` ranks can't share.
 
     Raises:
         RecipeError: naming the size.
     """
+    undivided = _undivided(model)
     for module in model.modules():
+        if id(module) in undivided:
+            continue
         sizes = {"query heads": module.heads, "key heads": module.kv_heads} if isinstance(module, Attention) else {}
         if isinstance(module, Linear) and "ffn" in module.axes["weight"]:
             sizes = {"elements of the feed-forward part": module.weight.shape[module.axes["weight"].index("ffn")] // len(module.parts)}
@@ -166,11 +183,11 @@ def apply(model: Any, world: World, chains: list[list[nn.Module]], pieces: int) 
     inside = {id(part) for chain in chains for block in chain for part in block.modules()}
     names = {id(module): name for name, module in model.named_modules()}
     made: dict[int, nn.Parameter] = {}
-    partial, parts = [], {}
+    partial, parts, undivided = [], {}, _undivided(model)
     for module in list(model.modules()):
         if isinstance(module, ExpertLinear):  # these lie on a folding of their own: parallel/expert.py
             continue
-        divided = _take_part(module, ranks, columns)
+        divided = {} if id(module) in undivided else _take_part(module, ranks, columns)
         for name, parameter in list(module.named_parameters(recurse=False)):
             stacked = getattr(module, "parts", ()) if isinstance(module, Linear) and divided.get(name) == 0 else ()
             if id(parameter) not in made:

@@ -6,15 +6,17 @@ backward while a listener writes down what travels. What goes on likewise is cou
 of each kind are built, and what each further one adds is the difference; so it is with micro-batches. Of a pipeline each place is tried
 that differs from the others.
 
-Assumed, where a run would have to tell: a step's passes are one task's, documents fill their rows, routers use experts as evenly as is
-wanted, and a compiler that is given a budget for activations uses all of it.
+Assumed, where a run would have to tell: documents fill their rows and captions their columns, routers use experts as evenly as is wanted,
+a step has of each task what the first steps have on the average, and a compiler that is given a budget for activations uses all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -25,22 +27,23 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bessemer.core import device
+from bessemer.core.batch import Batch
 from bessemer.core.mesh import Mesh, World
-from bessemer.core.registry import Choice, choose
-from bessemer.models.attach import attach
+from bessemer.core.registry import Choice
+from bessemer.core.work import Work
 from bessemer.models.package import fill
 from bessemer.models.transfer import tensors
 from bessemer.parallel import pipeline
 from bessemer.parallel.order import Parallel, spread
-from bessemer.plan import formula
+from bessemer.plan import formula, tasks
 from bessemer.plan import held as holds
 from bessemer.plan import step as steps
 from bessemer.plan.held import Held, Ones
-from bessemer.plan.stand_ins import Dealt, even
+from bessemer.plan.stand_ins import Dealt, even, told_apart
+from bessemer.plan.tasks import Untried
 from bessemer.plan.traffic import Listener, Traffic
+from bessemer.train.task import Task
 
-PLAIN = ("next_token", "multi_token")
-"""Objectives whose passes don't depend on what the data holds."""
 SMALL = 2**20
 """Parameters up to which tensors have memory."""
 HELD = ("parameters", "gradients", "optimizer", "activations", "gathered")
@@ -53,34 +56,31 @@ class Plan:
     Attributes:
         model, vocabulary: the family's choice and its tokens.
         mesh, parallel: as in a recipe.
-        tasks: by name, the objective and the adapter, if any. All their parameters are counted; whose passes are tried, `tried` says.
+        tasks: as in a recipe.
         optim: the optimizers'.
         dtype: of matrix products.
         rows: of a micro-batch, all ranks' together; `length` columns each.
         micro_batches: of a step.
         compile: whether the run would compile.
+        mixed: whether a micro-batch holds rows of every task.
+        work: whose stage it is, for errors.
+        untried: tasks for whose passes next-token prediction stands in.
     """
 
     model: Choice
     vocabulary: int
     mesh: Mesh
     parallel: Parallel
-    tasks: Mapping[str, tuple[Choice, Choice | None]]
+    tasks: list[Task]
     optim: list[Choice]
     dtype: torch.dtype
     rows: int
     length: int
     micro_batches: int = 1
     compile: bool = False
-
-    def tried(self) -> str | None:
-        """The task whose passes are tried: the first that asks nothing of its data but tokens. None: next-token prediction stands in for all."""
-        return next((name for name, (objective, _) in self.tasks.items() if objective.name in PLAIN), None)
-
-    def objective(self) -> Any:
-        """What stands at the end of the passes."""
-        name = self.tried()
-        return choose("objectives", "next_token")() if name is None else self.tasks[name][0]()
+    mixed: bool = False
+    work: Work = field(default_factory=lambda: Work(Path(), name="train"))
+    untried: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -95,6 +95,7 @@ class Found:
             schedule has under way at once.
         gathered: the largest block's parameters, whole, and the next one's, while they are worked with.
         traffic: of one step, by place along the pipe axis.
+        untried: tasks whose passes ask for what their data holds, so that next-token prediction stood in; their parameters are counted.
     """
 
     parameters: Any = 0.0
@@ -103,6 +104,7 @@ class Found:
     activations: Any = 0.0
     gathered: Any = 0.0
     traffic: list[list[Traffic]] = field(default_factory=list)
+    untried: tuple[str, ...] = ()
 
     def plus(self, other: Found, times: float) -> Found:
         """The sum of this and so many of another."""
@@ -119,7 +121,8 @@ class Found:
     def at(self, start: int, stop: int) -> Found:
         """What these ranks hold, and the traffic as it is."""
         held = {name: getattr(self, name) for name in HELD}
-        return Found(**{name: None if each is None else each[start:stop] for name, each in held.items()}, traffic=self.traffic)
+        part: dict[str, Any] = {name: None if each is None else each[start:stop] for name, each in held.items()}
+        return Found(**part, traffic=self.traffic)
 
     def plain(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -159,6 +162,14 @@ def run(plan: Plan, rank: int = 0) -> Found:
     Raises:
         RecipeError: the model's sizes don't allow the mesh, or options contradict each other.
     """
+    while True:
+        try:
+            return replace(_run(plan, rank), untried=tuple(task.name for task in plan.tasks if task.name in plan.untried))
+        except Untried as found:
+            plan = replace(plan, untried=plan.untried | {found.task})
+
+
+def _run(plan: Plan, rank: int) -> Found:
     if plan.mesh.pipe == 1:
         with _fake_ranks(plan.mesh.ranks, rank):
             return _whole(plan, World(plan.mesh))
@@ -206,8 +217,7 @@ def _fake_ranks(count: int, rank: int) -> Iterator[None]:
 def _skeleton(plan: Plan) -> Any:
     with torch.device("meta"):
         model: Any = plan.model(plan.vocabulary, 0)
-        for name, (objective, adapter) in plan.tasks.items():
-            attach(model, name, objective, adapter)
+        tasks.objectives(plan, model)
     return model
 
 
@@ -253,31 +263,51 @@ def _try(plan: Plan, world: World, chosen: dict[Any, list[int]] | None) -> tuple
     state = _state(plan, _kinds(model))
     budget = plan.compile and plan.parallel.remat == "budget"
     options = plan.parallel.model_copy(update={"remat": "none"}) if budget else plan.parallel
-    layout = spread(_filled(model, mode), world, options, dtype=plan.dtype)
+    passes = tasks.passes(plan, _filled(model, mode), world)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # copies of buffers ask whether they have one
+        layout = spread(model, world, options, dtype=plan.dtype)
     if layout.columns is not None:
         layout.columns = Dealt(layout.columns.group, layout.columns.method)
     even(model)
-    helds, traffic, count = [Held(root) for root in layout.roots], [], plan.micro_batches
-    batch = steps.batch(plan, world)
-    if layout.stages is not None:
-        count = len(layout.stages.even([batch] * count))
-    for number in (1, 2)[:count]:
+    told_apart(model)
+    kinds = passes.kinds if layout.stages is None else _even(layout.stages, passes)
+    helds, first, kept = [Held(root) for root in layout.roots], kinds[0][0], [0.0] * len(layout.roots)
+
+    def take(*batches: Batch) -> Found:
+        """What these micro-batches send; what the first of them keeps goes into `kept`, if it is more than what is there."""
         listener = Listener(world)
         with mode, listener:
-            steps.take(plan, layout, [batch] * number, helds)
-        traffic.append(Found(traffic=[listener.traffic()]))
+            steps.take(plan, passes.objectives, layout, batches, helds)
         model.zero_grad(set_to_none=True)
-    found = traffic[0] if count == 1 else traffic[0].plus(traffic[1].plus(traffic[0], -1.0), count - 1)
+        for number, held in enumerate(helds):
+            kept[number] = max(kept[number], held.bytes)
+            held.restart()
+        return Found(traffic=[listener.traffic()])
+
+    found = base = take(first)
+    for number, (batch, times) in enumerate(kinds):
+        if number or times != 1:
+            found = found.plus(take(batch, first).plus(base, -1.0), times - (number == 0))
     found.parameters = holds.parameters(model, world)
     found.gradients = holds.gradients(model, world, layout)
     found.optimizer = None if state is None else holds.own_state(state, model, world)
     found.gathered = found.parameters * 0 + holds.gathered(model, layout, plan.parallel, plan.dtype)
     share = plan.parallel.budget if budget else 1.0
-    kept = [share * held.bytes for held in helds]
+    kept = [share * each for each in kept]
     if layout.stages is None:
         found.activations = found.parameters * 0 + kept[0]
         return found, kept
-    return found, steps.under_way(plan, layout.stages, batch, count, kept)
+    return found, steps.under_way(plan, layout.stages, first, round(sum(times for _, times in kinds)), kept)
+
+
+def _even(stages: pipeline.Pipeline, passes: tasks.Passes) -> list[tuple[Batch, float]]:
+    """The kinds of micro-batches as a pipeline makes them up: in one shape, and in a number its schedule takes."""
+    listed = [batch for batch, times in passes.kinds for _ in range(max(1, round(times)))]
+    made = stages.even(listed)
+    kinds = [(batch.padded(made[0].rows), times) for batch, times in passes.kinds]
+    last, times = kinds[-1]
+    return [*kinds[:-1], (last, times + len(made) - len(listed))]
 
 
 _KNOWN: dict[str, holds.State | None] = {}
@@ -286,7 +316,7 @@ _KNOWN: dict[str, holds.State | None] = {}
 def _state(plan: Plan, kinds: dict[Any, list[int]]) -> holds.State | None:
     """The optimizers' state of a model of such blocks, tried with one of each kind; it doesn't depend on the mesh, so it is tried once."""
     one = {kind: [number] for number, kind in enumerate(kinds)}
-    key = repr((plan.model, plan.vocabulary, plan.optim, one))
+    key = repr((plan.model, plan.vocabulary, plan.tasks, plan.optim, one))
     if key not in _KNOWN:
         ones, first = Ones(), {kind: blocks[:1] for kind, blocks in _kinds(_skeleton(plan)).items() if kind in kinds}
         _KNOWN[key] = holds.state(plan.optim, _filled(_few(plan, first), ones), ones)

@@ -68,6 +68,10 @@ class Held:
         self._done = True
         self._seen.clear()
 
+    def restart(self) -> None:
+        """Counts the next forward pass anew."""
+        self.bytes, self._done = 0, False
+
     def _note(self, module: nn.Module, given: Any) -> None:
         self._parameters |= {_storage(p) for p in module.parameters(recurse=False)}
 

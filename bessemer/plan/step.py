@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from bessemer.core import device
 from bessemer.core.batch import Batch, Outputs
-from bessemer.core.mesh import ROWS, World
+from bessemer.objectives._objective import Objective
 from bessemer.parallel.layout import Layout
 from bessemer.parallel.pipeline import Pipeline
 from bessemer.plan.held import Held
@@ -22,35 +22,26 @@ if TYPE_CHECKING:
     from bessemer.plan.dry import Plan
 
 
-def batch(plan: Plan, world: World) -> Batch:
-    """A rank's rows of a micro-batch, each one document: real tensors, few and small."""
-    with unset_fake_temporarily():
-        rows = max(1, -(-plan.rows // world.count(*ROWS)))
-        tokens = torch.zeros(rows, plan.length, dtype=torch.int64)
-        positions = torch.arange(plan.length).expand(rows, -1).contiguous()
-        return Batch(tokens, positions, torch.ones_like(tokens), tokens.clone(), {"next_token": torch.ones(rows, plan.length)})
-
-
-def take(plan: Plan, layout: Layout, batches: Sequence[Batch], helds: Sequence[Held]) -> None:
+def take(plan: Plan, objectives: Mapping[str, Objective], layout: Layout, batches: Sequence[Batch], helds: Sequence[Held]) -> None:
     """Forward and backward over micro-batches, and the gradient's norm.
 
     Args:
+        objectives: by task.
         helds: one for each of the layout's roots; counts what its first forward pass keeps.
     """
-    objective = plan.objective()
-    with unset_fake_temporarily():
-        cut = [layout.cut(objective.before(batch)) for batch in batches]
 
     def value(number: int, batch: Batch, outputs: Outputs, last: bool = True) -> Tensor:
-        terms = objective(outputs, batch) if last else type(outputs.terms)()
+        terms = objectives[batch.task](outputs, outputs.batch or batch) if last else type(outputs.terms)()
         terms.terms |= outputs.terms.terms
         sums = [term.sum.float() * term.scale for _, term in terms if term.scale]
         return torch.stack(sums).sum() if sums else torch.zeros((), device=outputs.hidden.device)
 
     with torch.autocast(device.device().type, dtype=plan.dtype, enabled=plan.dtype != torch.float32):
+        with unset_fake_temporarily():
+            given = [layout.given(batch, objectives[batch.task]) for batch in batches]
         if layout.stages is not None:
-            _through(layout.stages, cut, helds, value)
-        for number, each in enumerate(cut if layout.stages is None else [], start=1):
+            _through(layout.stages, given, helds, value)
+        for number, each in enumerate(given if layout.stages is None else [], start=1):
             layout.before_micro_batch(last=number == len(batches))
             with helds[0]:
                 loss = value(number, each, layout.model(each))

@@ -33,8 +33,8 @@ def dry_run(recipe: Recipe, ranks: int | None) -> dict[str, Any]:
     for stage in stages:
         try:
             plan = _plan(recipe, stage, ranks)
-            others = [name for name in plan.tasks if name != plan.tried()]
-            found[stage.name] = {"mesh": plan.mesh.describe(), "micro_batches": plan.micro_batches, "not_tried": others, **dry.run(plan).plain()}
+            tried = dry.run(plan)
+            found[stage.name] = {"mesh": plan.mesh.describe(), "micro_batches": plan.micro_batches, "not_tried": list(tried.untried), **tried.plain()}
         except RecipeError as error:
             if error.file is not None or error.key is None:
                 raise
@@ -58,13 +58,15 @@ def _plan(recipe: Recipe, stage: Stage, ranks: int | None) -> dry.Plan:
         vocabulary=vocabulary,
         mesh=mesh,
         parallel=o["parallel"],
-        tasks={task.name: (task.objective, task.adapter) for task in o["task"]},
+        tasks=o["task"],
         optim=o["optim"],
         dtype=build.number_format(o["precision"], "precision"),
         rows=spend.micro_batch,
         length=length,
         micro_batches=spend.rows // spend.micro_batch,
         compile=device.can_compile() if o["compile"] == "auto" else o["compile"],
+        mixed=o["mixed"],
+        work=work,
     )
 
 
@@ -104,7 +106,8 @@ def text(found: dict[str, Any]) -> str:
         lines += ["", "  each rank sends, a step     along                 ranks    calls       bytes"]
         if stage["not_tried"]:
             lines.insert(
-                -2, f"  of {', '.join(stage['not_tried'])} the parameters are counted; activations and traffic are those of next-token passes"
+                -2,
+                f"  of {', '.join(stage['not_tried'])} the parameters are counted; activations and traffic are those of next-token passes, as theirs depend on their data",
             )
         place = 0
         for t in stage["traffic"]:

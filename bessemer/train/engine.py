@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from bessemer.core import device
 from bessemer.core.batch import Batch, Outputs
-from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import AXES, ROWS, TOKENS, World
 from bessemer.core.terms import Terms
 from bessemer.objectives._objective import Objective
@@ -113,11 +112,7 @@ class Engine:
         """A micro-batch as the model is given it, on its device."""
         batch = batch.to(device.device())
         with self.precision():
-            objective = self.objectives[batch.task][0]
-            if objective.acts_before and self.layout.stages is not None:
-                problem = f"the objective of '{batch.task}' reads the batch before the trunk does, which stages of a pipeline can't"
-                raise RecipeError(problem, key="mesh.pipe", mend="use pipe = 1")
-            return self.layout.cut(replace(batch, first=objective.before) if objective.acts_before else batch)
+            return self.layout.given(batch, self.objectives[batch.task][0])
 
     def _counted(self, counts: dict[str, Tensor]) -> dict[str, Tensor]:
         """What outputs counted, over all ranks."""

@@ -16,6 +16,7 @@ from bessemer.data.example_loader import ExampleLoader
 from bessemer.data.example_store import Examples
 from bessemer.data.loader import Loader
 from bessemer.data.sparse_logits import SparseLogits
+from bessemer.data.special import Words
 from bessemer.data.tokenizer import Tokenizer
 from bessemer.data.tokens import Tokens
 from bessemer.models.attach import attach
@@ -40,25 +41,9 @@ def objectives(work: Work, model: Any, tasks: list[Task], tokenizer: Tokenizer, 
     """
     found: dict[str, tuple[Objective, float]] = {}
     for number, task in enumerate(tasks):
-        where = f"{work.name}.task[{number}]"
         if task.name in found:
-            raise RecipeError(f"two tasks are called '{task.name}'", key=f"{where}.name", mend="give each a name of its own")
-        if not task.name.isidentifier():
-            raise RecipeError(f"a task's name is of letters, digits and _, and '{task.name}' is given", key=f"{where}.name")
-        if task.start >= task.stop:
-            raise RecipeError(f"it starts at {task.start} and stops at {task.stop}", key=f"{where}.start", mend="start before stop")
-        if issubclass(_class_of(task), FromExamples) and task.adapter is None:
-            mend = 'say how they enter: adapter = { name = "patches", size = 8 }'
-            raise RecipeError(f"{task.objective.name} learns from examples, and the task has no adapter", key=f"{where}.adapter", mend=mend)
-        made: Objective = attach(model, task.name, task.objective, task.adapter, work.seed)
-        if work.smoke:
-            made.unit = min(made.unit, SMOKE_UNIT * ranks.size)
-        if made.unit > 1 and made.unit % ranks.size:
-            problem = f"its groups of {made.unit} rows can't be shared by {ranks.size} ranks"
-            raise RecipeError(problem, key=f"{where}.objective", mend=f"make them a multiple of {ranks.size}")
-        made.ranks = ranks
-        made.read(tokenizer)
-        found[task.name] = (made, task.weight)
+            raise RecipeError(f"two tasks are called '{task.name}'", key=f"{work.name}.task[{number}].name", mend="give each a name of its own")
+        found[task.name] = (objective(work, model, number, task, tokenizer, ranks), task.weight)
     known = {adapter.stream for adapter in model.adapters.values()}
     for name in getattr(model, "options", {}).get("modalities", []):
         if name not in known:
@@ -67,6 +52,27 @@ def objectives(work: Work, model: Any, tasks: list[Task], tokenizer: Tokenizer, 
     if not any(task.start == 0.0 for task in tasks) or not any(task.stop == 1.0 for task in tasks):
         raise RecipeError("a part of the run has no task at all", key=f"{work.name}.task", mend="let one task start at 0, and one stop at 1")
     return found
+
+
+def objective(work: Work, model: Any, number: int, task: Task, tokenizer: Words, ranks: Along = Along()) -> Objective:
+    """The objective of one task, the recipe's `number`th, attached to the model; errors as those of `objectives`."""
+    where = f"{work.name}.task[{number}]"
+    if not task.name.isidentifier():
+        raise RecipeError(f"a task's name is of letters, digits and _, and '{task.name}' is given", key=f"{where}.name")
+    if task.start >= task.stop:
+        raise RecipeError(f"it starts at {task.start} and stops at {task.stop}", key=f"{where}.start", mend="start before stop")
+    if issubclass(_class_of(task), FromExamples) and task.adapter is None:
+        mend = 'say how they enter: adapter = { name = "patches", size = 8 }'
+        raise RecipeError(f"{task.objective.name} learns from examples, and the task has no adapter", key=f"{where}.adapter", mend=mend)
+    made: Objective = attach(model, task.name, task.objective, task.adapter, work.seed)
+    if work.smoke:
+        made.unit = min(made.unit, SMOKE_UNIT * ranks.size)
+    if made.unit > 1 and made.unit % ranks.size:
+        problem = f"its groups of {made.unit} rows can't be shared by {ranks.size} ranks"
+        raise RecipeError(problem, key=f"{where}.objective", mend=f"make them a multiple of {ranks.size}")
+    made.ranks = ranks
+    made.read(tokenizer)
+    return made
 
 
 def feeds(
@@ -148,13 +154,28 @@ def _examples(task: Task, objective: FromExamples, store: Examples, tokenizer: T
     if shape != adapter.shape:
         problem = f"the adapter reads {adapter.modality}s of shape {list(adapter.shape)}, and the examples' have {list(shape)}"
         raise RecipeError(problem, key=f"{where}.adapter", mend="give the adapter, or collect_examples, the other's size")
-    per_row = length // objective.columns
-    if per_row < 1:
+    return ExampleLoader(
+        store,
+        tokenizer,
+        modality=adapter.modality,
+        per_row=per_row(objective, length, where),
+        length=length,
+        words=objective.words,
+        seed=seed,
+        task=task.name,
+    )
+
+
+def per_row(objective: FromExamples, length: int, where: str) -> int:
+    """How many examples a row of `length` columns holds.
+
+    Raises:
+        RecipeError: not one.
+    """
+    if objective.columns > length:
         problem = f"an example takes {objective.columns} columns, and rows have {length}"
         raise RecipeError(problem, key=f"{where}.objective", mend=f"make rows of at least {objective.columns}: length = {objective.columns}")
-    return ExampleLoader(
-        store, tokenizer, modality=adapter.modality, per_row=per_row, length=length, words=objective.words, seed=seed, task=task.name
-    )
+    return length // objective.columns
 
 
 def _named(task: Task, examples: list[Examples], where: str) -> Examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -52,10 +53,8 @@ class Mixed(Objective):
 
     def split(self, batch: Batch) -> list[tuple[Batch, slice]]:
         """Each task's rows as a batch of its own, and which rows they are."""
-        counts = torch.bincount(batch.streams[MEMBER], minlength=len(self.members)).tolist()
-        ends: dict[int, int] = {}
-        for place, number in enumerate(batch.streams[MEMBER].tolist()):
-            ends[number] = place + 1
+        members = batch.streams[MEMBER].tolist()
+        counts, ends = Counter(members), {number: place + 1 for place, number in enumerate(members)}
         found = []
         for number, task in enumerate(self.members):
             if counts[number]:

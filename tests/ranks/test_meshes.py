@@ -16,15 +16,19 @@ from bessemer.core.registry import choose
 from bessemer.parallel.order import Parallel
 from bessemer.plan import dry
 from bessemer.train import optimizers
+from bessemer.train.task import Task
 
 MESHES = 10_000
 SMALL = {"width": 16, "heads": 4, "kv_heads": 2, "head_size": 4, "ffn": 24, "length": 16}
-RECIPES: dict[str, tuple[dict[str, Any], str]] = {
-    "dense": (SMALL | {"depth": 4}, "next_token"),
-    "tied": (SMALL | {"depth": 3, "tied": True, "positions": "learned", "mlp": "gelu", "window": 6, "window_layers": [1]}, "next_token"),
-    "experts": (SMALL | {"depth": 2, "experts": {"count": 4, "active": 2, "ffn": 8, "shared": 1, "balance": 0.1}}, "next_token"),
-    "several tokens": (SMALL | {"depth": 2, "ahead": 1, "qk_norm": "whole"}, "multi_token"),
+PATCHES = {"name": "patches", "size": 4, "picture": 8}
+RECIPES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+    "dense": (SMALL | {"depth": 4}, [{}]),
+    "tied": (SMALL | {"depth": 3, "tied": True, "positions": "learned", "mlp": "gelu", "window": 6, "window_layers": [1]}, [{}]),
+    "experts": (SMALL | {"depth": 2, "experts": {"count": 4, "active": 2, "ffn": 8, "shared": 1, "balance": 0.1}}, [{}]),
+    "several tokens": (SMALL | {"depth": 2, "ahead": 1, "qk_norm": "whole"}, [{"objective": "multi_token"}]),
+    "several tasks": (SMALL | {"depth": 2}, [{"objective": "masked_language"}, {"name": "seen", "objective": "mae", "adapter": PATCHES}]),
 }
+"""Model and tasks."""
 SIZES = {
     "pipe": [1] * 40 + [2, 2, 3, 5],
     "replica": [1] * 14 + [2],
@@ -61,11 +65,11 @@ def drawn(number: int) -> tuple[str, dict[str, int], dict[str, Any]]:
 
 def tried(recipe: str, mesh: dict[str, int], given: dict[str, Any]) -> str:
     """How it went: "built", or the sentence that refuses it."""
-    model, objective = RECIPES[recipe]
+    model, tasks = RECIPES[recipe]
     optim = [choose("optim", each, optimizers.TAGS) for each in ({"role": "matrix", "name": "muon"}, {"name": "adamw"})]
     family = choose("models/families", {"name": "decoder", **model})
     try:
-        plan = dry.Plan(family, 33, Mesh.of(mesh), Parallel(**given), {"text": (choose("objectives", objective), None)}, optim, torch.float32, 4, 16)
+        plan = dry.Plan(family, 33, Mesh.of(mesh), Parallel(**given), list(map(Task.model_validate, tasks)), optim, torch.float32, 4, 16)
         found = dry.run(plan)
     except RecipeError as error:
         refused = error

@@ -23,7 +23,7 @@ from bessemer.models.layers.embedding import Embedding
 from bessemer.models.layers.experts import Experts, MixtureOfExperts
 from bessemer.models.layers.head import Head
 from bessemer.models.layers.mlp import MLPName, mlp
-from bessemer.models.layers.modal import kinds
+from bessemer.models.layers.modal import Kinds, kinds
 from bessemer.models.layers.norm import NormName, norm
 from bessemer.models.layers.rope import Rope
 from bessemer.models.reparameterized import Matrix
@@ -162,10 +162,14 @@ class Decoder(nn.Module):
         cos, sin = self.rope(batch.positions, getattr(batch.spread, "longest", None)) if self.rope else (None, None)
         full = self._context(batch, cache, None, cos, sin)
         if self.options["modalities"]:
-            full = full._replace(kinds=kinds(batch, self.options["modalities"]))
+            full = full._replace(kinds=self.kinds(batch))
         if self.options["window"] is None:
             return full, full
         return full, self._context(batch, cache, self.options["window"], cos, sin)._replace(kinds=full.kinds)
+
+    def kinds(self, batch: Batch) -> Kinds | None:
+        """Which columns go through which modality's feed-forward parts."""
+        return kinds(batch, self.options["modalities"])
 
     def _context(self, batch: Batch, cache: Any, window: int | None, cos: Tensor | None, sin: Tensor | None) -> Context:
         length = batch.tokens.shape[1]

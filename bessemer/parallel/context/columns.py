@@ -54,8 +54,8 @@ class Axis:
         kept = {id(each) for each in (batch.samples, batch.sources)}
         named = {**batch.weights, **batch.streams}
         for name, value in named.items():
-            if value.shape[:2] != (rows, length):
-                problem = f"the stream '{name}' of shape {list(value.shape)} has no columns, and ranks share the columns of each row"
+            if value.shape[:2] != (rows, length) or name.endswith("_index"):  # what an adapter lays into columns has places of its own
+                problem = f"the stream '{name}' of shape {list(value.shape)} can't be cut along the columns, which ranks share"
                 raise RecipeError(problem, key="mesh.context", mend="use the data or tensor axis with this task")
         return replace(whole.map(lambda value: value if id(value) in kept else spread.mine(value)), spread=spread)
 
