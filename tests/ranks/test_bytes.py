@@ -13,11 +13,12 @@ import torch
 from bessemer.core.mesh import ROWS, TOKENS, Mesh, World
 from bessemer.core.registry import choose
 from bessemer.parallel.order import Parallel, spread
-from bessemer.plan import dry, step
+from bessemer.plan import dry, tasks
 from bessemer.plan.formula import moved, sends, sent
 from bessemer.plan.stand_ins import even
 from bessemer.plan.traffic import Listener
 from bessemer.train.engine import Engine
+from bessemer.train.task import Task
 
 MODEL = {"depth": 3, "width": 32, "heads": 4, "kv_heads": 2, "head_size": 8, "ffn": 48, "length": 30}
 EXPERTS = {"experts": {"count": 4, "active": 2, "ffn": 24, "dense": 1}}
@@ -52,7 +53,7 @@ CASES: list[tuple[dict[str, int], dict[str, Any], dict[str, Any], int]] = [
 def plan(mesh: dict[str, int], parallel: dict[str, Any], model: dict[str, Any], micro_batches: int) -> dry.Plan:
     return dry.Plan(
         choose("models/families", {"name": "decoder", **MODEL, **model}), 65, Mesh.of(mesh), Parallel(**parallel, exchange="network"),
-        {"text": (choose("objectives", "multi_token" if "ahead" in model else "next_token"), None)}, [choose("optim", "adamw")], torch.float32, 8, 30, micro_batches,
+        [Task.model_validate({"objective": "multi_token" if "ahead" in model else "next_token"})], [choose("optim", "adamw")], torch.float32, 8, 30, micro_batches,
     )  # fmt: skip
 
 
@@ -61,11 +62,12 @@ def measured(*case: Any) -> tuple[dict[str, float], float]:
     asked = plan(*case)
     world = World(asked.mesh)
     model = asked.model(asked.vocabulary, 0).train()
+    passes = tasks.passes(asked, model, world)
     layout = spread(model, world, asked.parallel)
     even(model)
-    engine = Engine(model, {"text": (asked.objective(), 1.0)}, torch.float32, layout)
+    engine = Engine(model, {name: (each, 1.0) for name, each in passes.objectives.items()}, torch.float32, layout)
     with Listener(world) as listener:
-        result = engine.forward_backward([step.batch(asked, world)] * asked.micro_batches)
+        result = engine.forward_backward([passes.kinds[0][0]] * asked.micro_batches)
         engine.clip(1.0)
     found: dict[str, float] = {}
     for each in listener.traffic():
@@ -101,8 +103,9 @@ def sent_to_stages(*case: Any) -> tuple[int, float]:
     asked = plan(*case)
     world = World(asked.mesh)
     model = asked.model(asked.vocabulary, 0).train()
-    engine = Engine(model, {"text": (asked.objective(), 1.0)}, torch.float32, spread(model, world, asked.parallel))
-    batches = [step.batch(asked, world)] * asked.micro_batches
+    passes = tasks.passes(asked, model, world)
+    engine = Engine(model, {name: (each, 1.0) for name, each in passes.objectives.items()}, torch.float32, spread(model, world, asked.parallel))
+    batches = [passes.kinds[0][0]] * asked.micro_batches
     engine.forward_backward(batches)
     with Listener(world) as listener:
         engine.forward_backward(batches)
