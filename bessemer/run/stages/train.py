@@ -20,8 +20,8 @@ from bessemer.train import build
 from bessemer.train.loop import train as loop
 from bessemer.train.task import Task
 
-OPTIM: list[Any] = [{"role": "matrix", "name": "muon"}, {"name": "adamw", "lr": 3e-3}]
-"""What moves matrices, and what the rest."""
+OPTIM: list[Any] = [{"role": "matrix", "name": "muon"}, {"name": "adamw", "lr": 0.03}]
+"""What moves matrices, and what the rest: embedding, head, norms, whose rate matters as much (LOG.md, 2026-11-22)."""
 
 
 def train(
