@@ -1,6 +1,7 @@
-/* Products of float32 matrices on the tile units of x86 processors (AMX), whose factors are bfloat16: each number is split into one, two or
-   three bfloat16 parts, and the products of the parts are summed in float32. Three parts are the whole number; two miss it by 2^-17. What is not
-   finite comes out as not finite. The result does not depend on how many threads there are.
+/* Products of float32 matrices on units of x86 processors whose factors are bfloat16: tiles (AMX) or, where there are none, vectors (AVX512-BF16).
+   On tiles each number is split into one, two or three bfloat16 parts, and the products of the parts are summed in float32. Three parts are the
+   whole number; two miss it by 2^-17. Vectors multiply whole numbers half as fast as parts, so there two parts or three are no parts: the number.
+   What is not finite comes out as not finite. The result does not depend on how many threads there are.
 
    A tile holds 16 rows of 64 bytes. For the left factor that is 16 rows and 32 of the depth; for the right one 16 columns, lying across, and
    pairs of the depth going down. Both are packed before the products, one factor of a single product in pieces that stay in the second-level
@@ -46,17 +47,26 @@ typedef struct { /* a product or, where there is an `each`, that function on mat
 #define TILE 512              /* bfloat16 numbers in a tile */
 #define BLOCK (2 * SIDE)      /* results of one kernel: BLOCK x BLOCK */
 #define CHUNK 512             /* of the depth, where threads work together */
-#define KEPT (3 << 19)        /* bytes of packed right factor that should stay in the second-level cache */
+#define WHOLE 0               /* parts of numbers that are not split: they fill two tiles, one with those of the depth's even places, one with the odd */
+#define TILES(parts) ((parts) == WHOLE ? 2 : (parts))
+#define ROOM(parts) (TILES(parts) * TILE)
 #define ROUND_UP(x, to) (((x) + (to)-1) / (to) * (to))
 
-/* Asks the kernel for the tile registers; 0 where the processor or the kernel has none. */
-int ready(void) {
-    unsigned a, b, c, d, low, high;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1) || !(b >> 16 & 1)) return 0;
-    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return 0;
+static int on_tiles;
+static long kept = 3 << 19; /* bytes of packed right factor that should stay in the second-level cache */
+
+/* Finds out what there is, and asks the kernel for the tile registers: 2 where there are tiles, 1 where vectors multiply bfloat16 or tiles are not
+   wanted, 0 for neither. */
+int ready(int tiles) {
+    unsigned a, b, c, d, more, unused, low, high;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b >> 16 & 1) || !(b >> 17 & 1) || !(b >> 30 & 1) || !(b >> 31 & 1)) return 0;
+    if (!__get_cpuid_count(7, 1, &more, &unused, &unused, &unused) || !(more >> 5 & 1)) return 0;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    if ((low & 0x600e6) != 0x600e6) return 0;
-    return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
+    if ((low & 0xe6) != 0xe6) return 0;
+    long cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (cache > 0) kept = cache / 4 * 3;
+    on_tiles = tiles && (d >> 22 & 1) && (d >> 24 & 1) && (low >> 17 & 3) == 3 && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
+    return 1 + on_tiles;
 }
 
 static inline void transpose(__m512i r[SIDE]) {
@@ -91,6 +101,12 @@ static inline __m512 nearest(__m512 x) { /* bfloat16 number */
 
 /* Two vectors of numbers, one behind the other or (between) number by number, to one row of a tile for each part. */
 static inline __attribute__((always_inline)) void split(__m512 x, __m512 y, int between, int parts, __m512i *to, long apart) {
+    if (parts == WHOLE) {
+        const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+        _mm512_store_ps(to, between ? x : _mm512_permutex2var_ps(x, even, y));
+        _mm512_store_ps(to + apart, between ? y : _mm512_permutex2var_ps(x, _mm512_or_si512(even, _mm512_set1_epi32(1)), y));
+        return;
+    }
     const __m512i turns = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, /* a number of y, one of x, ... */
                                            23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     for (int part = 0; part < parts; part++, to += apart) {
@@ -110,8 +126,8 @@ static inline __attribute__((always_inline)) void split(__m512 x, __m512 y, int 
 static inline __attribute__((always_inline)) void pack(const float *from, long side, long lines, long depth, int parts, uint16_t *to) {
     long tiles = ROUND_UP(depth, DEEP) / DEEP;
     for (long r = 0; r < BLOCK; r++) {
-        uint16_t *row = to + r / SIDE * tiles * parts * TILE + r % SIDE * DEEP;
-        for (long k = 0; k < depth; k += DEEP, row += parts * TILE) {
+        uint16_t *row = to + r / SIDE * tiles * ROOM(parts) + r % SIDE * DEEP;
+        for (long k = 0; k < depth; k += DEEP, row += ROOM(parts)) {
             __m512 x = _mm512_setzero_ps(), y = x;
             if (r < lines) {
                 x = _mm512_maskz_loadu_ps(first_of(depth - k), from + r * side + k);
@@ -126,7 +142,7 @@ static inline __attribute__((always_inline)) void pack_transposed(const float *f
                                                                   uint16_t *to) {
     long tiles = ROUND_UP(depth, DEEP) / DEEP;
     for (int half = 0; half < 2; half++)
-        for (long k = 0; k < tiles; k++, to += parts * TILE) {
+        for (long k = 0; k < tiles; k++, to += ROOM(parts)) {
             const float *here = from + half * SIDE * side + k * DEEP * deep;
             long left = lines - half * SIDE, below = depth - k * DEEP;
             for (int i = 0; i < SIDE; i++) {
@@ -140,7 +156,7 @@ static inline __attribute__((always_inline)) void pack_transposed(const float *f
                 }
                 split(x, y, lying, parts, (__m512i *)to + i, TILE * 2 / 64);
             }
-            for (int part = 0; part < parts; part++) transpose((__m512i *)(to + part * TILE));
+            for (int part = 0; part < TILES(parts); part++) transpose((__m512i *)(to + part * TILE));
         }
 }
 
@@ -152,7 +168,7 @@ static inline __attribute__((always_inline)) void pack_across(const float *from,
             __m512 x = _mm512_setzero_ps(), y = x;
             if (d < depth) x = _mm512_maskz_loadu_ps(first_of(columns - c), from + d * deep + c);
             if (d + 1 < depth) y = _mm512_maskz_loadu_ps(first_of(columns - c), from + (d + 1) * deep + c);
-            split(x, y, 1, parts, (__m512i *)(to + (c / SIDE * tiles + d / DEEP) * parts * TILE + d % DEEP / 2 * DEEP), TILE * 2 / 64);
+            split(x, y, 1, parts, (__m512i *)(to + (c / SIDE * tiles + d / DEEP) * ROOM(parts) + d % DEEP / 2 * DEEP), TILE * 2 / 64);
         }
 }
 
@@ -160,13 +176,13 @@ static inline __attribute__((always_inline)) void pack_across(const float *from,
 #define PACK(parts)                                                                                        \
     if (across && deep != 1) pack_across(from, deep, lines, depth, parts, to);                             \
     else                                                                                                   \
-        for (long n = 0; n < lines; n += BLOCK, to += 2 * ROUND_UP(depth, DEEP) / DEEP * parts * TILE) {   \
+        for (long n = 0; n < lines; n += BLOCK, to += 2 * ROUND_UP(depth, DEEP) / DEEP * ROOM(parts)) {   \
             if (!across && deep == 1) pack(from + n * side, side, lines - n, depth, parts, to);            \
             else pack_transposed(from + n * side, side, deep, lines - n, depth, deep != 1, parts, to);     \
         }
 
 static void pack_lines(const float *from, long side, long deep, long lines, long depth, int across, int parts, uint16_t *to) {
-    if (parts == 1) { PACK(1) } else if (parts == 2) { PACK(2) } else { PACK(3) }
+    if (parts == WHOLE) { PACK(WHOLE) } else if (parts == 1) { PACK(1) } else if (parts == 2) { PACK(2) } else { PACK(3) }
 }
 
 /* Macros, since the number of a tile must be a constant. The compiler doesn't know that loads of tiles read memory: see the barrier. */
@@ -180,22 +196,24 @@ static void pack_lines(const float *from, long side, long deep, long lines, long
     do(2, to + SIDE * side, 4 * side);                                                                                                      \
     do(3, to + SIDE * side + SIDE, 4 * side)
 
-/* BLOCK x BLOCK results, or as much more of them, whose rows are `side` apart. On the way it asks for what is packed next: `rows` lines of
-   memory from `ahead` on, a tile's depth at a time. */
-static void kernel(const uint16_t *a, const uint16_t *b, long tiles, int parts, float *to, long side, int more_of_it, const float *ahead, long stride,
-                   long rows) {
-    long more = tiles * parts * TILE;
+static inline void ask_for(const float *ahead, long stride, long rows, long k) {
+    for (long r = 0; r < rows; r++) {
+        _mm_prefetch((const char *)(ahead + r * stride + k * DEEP), _MM_HINT_T1);
+        _mm_prefetch((const char *)(ahead + r * stride + k * DEEP + SIDE), _MM_HINT_T1);
+    }
+}
+
+static void tile_kernel(const uint16_t *a, const uint16_t *b, long tiles, int parts, float *to, long side, int more_of_it, const float *ahead,
+                        long stride, long rows) {
+    long more = tiles * ROOM(parts);
     __asm__ volatile("" ::: "memory");
     if (more_of_it) {
         OVER_RESULTS(_tile_loadd);
     } else {
         _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
     }
-    for (long k = 0; k < tiles; k++, a += parts * TILE, b += parts * TILE) {
-        for (long r = 0; r < rows; r++) {
-            _mm_prefetch((const char *)(ahead + r * stride + k * DEEP), _MM_HINT_T1);
-            _mm_prefetch((const char *)(ahead + r * stride + k * DEEP + SIDE), _MM_HINT_T1);
-        }
+    for (long k = 0; k < tiles; k++, a += ROOM(parts), b += ROOM(parts)) {
+        ask_for(ahead, stride, rows, k);
         if (parts == 1) {
             LEFT(0); RIGHT(0); ADD;
         } else if (parts == 2) {
@@ -213,6 +231,51 @@ static void kernel(const uint16_t *a, const uint16_t *b, long tiles, int parts, 
     }
     OVER_RESULTS(_tile_stored);
     __asm__ volatile("" ::: "memory");
+}
+
+#define ROWS 8 /* whose sums, of two tiles' columns, fill half of the vector registers */
+#define SPAN 4 /* tiles of the depth that are summed before they are added to what there is: long sums in float32 lose digits */
+
+/* Without tiles: ROWS rows of the left factor with two tiles' columns of the right one, in one part or whole. */
+static inline __attribute__((always_inline)) void vectors(const uint16_t *a, const uint16_t *b, long more, long tiles, int parts, float *to, long side,
+                                                          int more_of_it) {
+    __m512 sums[ROWS][2];
+    for (int r = 0; r < ROWS; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+    for (long k = 0; k < tiles; k++, a += ROOM(parts), b += ROOM(parts))
+        for (int pair = 0; pair < SIDE; pair++)
+            for (int part = 0; part < TILES(parts); part++) {
+                const float *left = (const float *)(a + part * TILE) + pair, *right = (const float *)(b + part * TILE) + pair * SIDE;
+                __m512 first = _mm512_load_ps(right), second = _mm512_load_ps(right + more / 2);
+                for (int r = 0; r < ROWS; r++) {
+                    __m512 same = _mm512_set1_ps(left[r * SIDE]);
+                    sums[r][0] = parts == WHOLE ? _mm512_fmadd_ps(same, first, sums[r][0]) : _mm512_dpbf16_ps(sums[r][0], (__m512bh)same, (__m512bh)first);
+                    sums[r][1] = parts == WHOLE ? _mm512_fmadd_ps(same, second, sums[r][1]) : _mm512_dpbf16_ps(sums[r][1], (__m512bh)same, (__m512bh)second);
+                }
+            }
+    for (int r = 0; r < ROWS; r++, to += side)
+        for (int n = 0; n < 2; n++)
+            _mm512_storeu_ps(to + n * SIDE, more_of_it ? _mm512_add_ps(_mm512_loadu_ps(to + n * SIDE), sums[r][n]) : sums[r][n]);
+}
+
+static void vector_kernel(const uint16_t *a, const uint16_t *b, long tiles, int parts, float *to, long side, int more_of_it, const float *ahead,
+                          long stride, long rows) {
+    long more = tiles * ROOM(parts);
+    for (long k = 0; k < tiles; k += SPAN, a += SPAN * ROOM(parts), b += SPAN * ROOM(parts)) {
+        long here = tiles - k < SPAN ? tiles - k : SPAN;
+        for (long n = k; n < k + here; n++) ask_for(ahead, stride, rows, n);
+        for (int r = 0; r < BLOCK; r += ROWS) {
+            const uint16_t *from = a + r / SIDE * more + r % SIDE * DEEP;
+            if (parts == 1) vectors(from, b, more, here, 1, to + r * side, side, k || more_of_it);
+            else vectors(from, b, more, here, WHOLE, to + r * side, side, k || more_of_it);
+        }
+    }
+}
+
+/* BLOCK x BLOCK results, or as much more of them, whose rows are `side` apart. On the way it asks for what is packed next: `rows` lines of
+   memory from `ahead` on, a tile's depth at a time. */
+static void kernel(const uint16_t *a, const uint16_t *b, long tiles, int parts, float *to, long side, int more_of_it, const float *ahead, long stride,
+                   long rows) {
+    (on_tiles ? tile_kernel : vector_kernel)(a, b, tiles, parts, to, side, more_of_it, ahead, stride, rows);
 }
 
 /* out = alpha found + beta plus for one block, and its mirror image if that is wanted. */
@@ -259,11 +322,13 @@ static uint16_t *room_of(room *kept, size_t size) {
     return kept->held;
 }
 
+static int parts_of(const product *p) { return on_tiles || p->parts == 1 ? p->parts : WHOLE; }
+
 /* One of many products, by one thread. */
 static int multiply(const product *p) {
-    int parts = p->parts;
-    long tiles = ROUND_UP(p->depth, DEEP) / DEEP, line = 2 * tiles * parts * TILE;
-    long wide = KEPT / (line * 2) < 1 ? BLOCK : KEPT / (line * 2) * BLOCK;
+    int parts = parts_of(p);
+    long tiles = ROUND_UP(p->depth, DEEP) / DEEP, line = 2 * tiles * ROOM(parts);
+    long wide = kept / (line * 2) < 1 ? BLOCK : kept / (line * 2) * BLOCK;
     if (wide > p->columns) wide = ROUND_UP(p->columns, BLOCK);
     int once = wide >= p->columns; /* then a panel of the left factor is used up as soon as it is packed */
     long panels = once ? 1 : (p->rows + BLOCK - 1) / BLOCK;
@@ -302,6 +367,7 @@ static void configure(void) {
         uint16_t bytes[16];
         uint8_t rows[16];
     } shape __attribute__((aligned(64))) = {.palette = 1};
+    if (!on_tiles) return;
     for (int n = 0; n < 8; n++) shape.bytes[n] = 64, shape.rows[n] = 16;
     _tile_loadconfig(&shape);
 }
@@ -309,12 +375,12 @@ static void configure(void) {
 /* The left factor's lines where the depth's steps are the lines of memory: read as they lie, then transposed tile by tile. */
 static void pack_lying(const float *from, long deep, long lines, long depth, int parts, uint16_t *to) {
     pack_lines(from, 1, deep, lines, depth, 1, parts, to);
-    for (long n = 0; n < ROUND_UP(lines, BLOCK) / SIDE * (ROUND_UP(depth, DEEP) / DEEP) * parts; n++) transpose((__m512i *)(to + n * TILE));
+    for (long n = 0; n < ROUND_UP(lines, BLOCK) / SIDE * (ROUND_UP(depth, DEEP) / DEEP) * TILES(parts); n++) transpose((__m512i *)(to + n * TILE));
 }
 
 /* A thread's rows of a piece: columns `from` to `to`, whose right factor is packed. */
 static void multiply_piece(const product *p, int parts, long begin, long end, long from, long to, uint16_t *left, const uint16_t *right) {
-    long tiles = ROUND_UP(p->depth, DEEP) / DEEP, line = 2 * tiles * parts * TILE, blocks = (to - from + BLOCK - 1) / BLOCK;
+    long tiles = ROUND_UP(p->depth, DEEP) / DEEP, line = 2 * tiles * ROOM(parts), blocks = (to - from + BLOCK - 1) / BLOCK;
     float found[BLOCK * BLOCK] __attribute__((aligned(64)));
     int lying = p->a_depth != 1;
     if (lying) pack_lying(p->a + begin, p->a_depth, end - begin, p->depth, parts, left);
@@ -338,7 +404,7 @@ static void multiply_piece(const product *p, int parts, long begin, long end, lo
 static void multiply_together(const product *all, int parts, long wide, uint16_t *right, int *good) {
     long team = omp_get_num_threads(), me = omp_get_thread_num(), step = ROUND_UP((all->rows + team - 1) / team, BLOCK);
     long begin = me * step, end = begin + step < all->rows ? begin + step : all->rows, most = all->depth < CHUNK ? all->depth : CHUNK;
-    long line = 2 * ROUND_UP(most, DEEP) / DEEP * parts * TILE;
+    long line = 2 * ROUND_UP(most, DEEP) / DEEP * ROOM(parts);
     uint16_t *left = room_of(&own, 2 * line * (all->a_depth == 1 ? 1 : step / BLOCK));
     if (!left) *good = 0;
     for (long from = 0; from < all->columns; from += wide)
@@ -350,7 +416,7 @@ static void multiply_together(const product *all, int parts, long wide, uint16_t
             if (k) p.plus = p.out, p.plus_row = p.out_row, p.beta = 1;
             long first = from + me * blocks / team * BLOCK, last = from + (me + 1) * blocks / team * BLOCK;
             pack_lines(p.b + first * p.b_column, p.b_column, p.b_depth, (last < to ? last : to) - first, p.depth, 1, parts,
-                       right + (first - from) / BLOCK * 2 * ROUND_UP(p.depth, DEEP) / DEEP * parts * TILE);
+                       right + (first - from) / BLOCK * 2 * ROUND_UP(p.depth, DEEP) / DEEP * ROOM(parts));
 #pragma omp barrier
             if (left && begin < end) multiply_piece(&p, parts, begin, end, from, to, left, right);
 #pragma omp barrier
@@ -389,21 +455,22 @@ int run(const step *steps, const long *ends, long chains) {
             configure();
 #pragma omp for schedule(dynamic)
             for (long n = 0; n < chains; n++) good &= chain(steps + (n ? ends[n - 1] : 0), ends[n] - (n ? ends[n - 1] : 0));
-            _tile_release();
+            if (on_tiles) _tile_release();
         }
         return good;
     }
     for (long n = 0; n < chains; n++) {
         const product *p = &steps[n].product;
-        long line = 2 * ROUND_UP(p->depth < CHUNK ? p->depth : CHUNK, DEEP) / DEEP * p->parts * TILE, wide = KEPT / (line * 2) * BLOCK;
+        int parts = parts_of(p);
+        long line = 2 * ROUND_UP(p->depth < CHUNK ? p->depth : CHUNK, DEEP) / DEEP * ROOM(parts), wide = kept / (line * 2) * BLOCK;
         if (wide > p->columns) wide = ROUND_UP(p->columns, BLOCK);
         uint16_t *right = room_of(&common, 2 * line * wide / BLOCK);
         if (!right) return 0;
 #pragma omp parallel reduction(& : good)
         {
             configure();
-            multiply_together(p, p->parts, wide, right, &good);
-            _tile_release();
+            multiply_together(p, parts, wide, right, &good);
+            if (on_tiles) _tile_release();
         }
     }
     return good;
@@ -411,7 +478,7 @@ int run(const step *steps, const long *ends, long chains) {
 
 #else
 
-int ready(void) { return 0; }
+int ready(int tiles) { return 0; }
 
 int run(const step *steps, const long *ends, long chains) { return 0; }
 

@@ -1,7 +1,8 @@
-"""Products of float32 matrices on a processor's tile units (`products.c`); where there are none, torch multiplies.
+"""Products of float32 matrices on a processor's tiles, or vectors, of bfloat16 (`products.c`); where there are neither, torch multiplies.
 
 Factors are split into bfloat16 parts whose products are summed in float32. Optimizers hand over many products at once, of which each core takes
-whole ones, in as many parts as torch's float32 matmul precision asks for: "highest" three, which is float32; "high" two; "medium" one.
+whole ones, in as many parts as torch's float32 matmul precision asks for: "highest" three, which is float32; "high" two; "medium" one. Vectors
+multiply float32 itself faster than two parts of it, so there one part is rounded and any more are float32.
 
 Layers call `product`. Inside `rounded()` it rounds both factors to bfloat16, as training in bfloat16 does everywhere; what goes in, comes out
 and is summed stays float32. oneDNN does such products only where the processor describes its tiles, which some hypervisors hide.
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ SCRATCH, MATRICES, NUMBERS = 4, 4, 8
 """How many matrices a chain may keep to itself; how many matrices and numbers `Each` may take. As in `products.c`."""
 SMALL = 192
 """Symmetric products with sides below this are cheaper whole, where torch multiplies."""
-_rounds = False
+_rounds = _tiles = False
 
 
 class Scratch(NamedTuple):
@@ -124,16 +125,21 @@ def run(chains: Sequence[Chain]) -> None:
         raise MemoryError("no memory is left for packing matrices")
 
 
+def units() -> Literal["tiles", "vectors"] | None:
+    """What the products are done with; None: by torch."""
+    return None if _library() is None else "tiles" if _tiles else "vectors"
+
+
 def fast() -> bool:
-    """Whether this machine's tile units are used."""
+    """Whether chains of steps are done here, each by one core."""
     return _library() is not None
 
 
 @contextmanager
 def rounded(wanted: bool = True) -> Iterator[None]:
-    """Lets the products of layers inside round their factors to bfloat16, where tile units make that faster."""
+    """Lets the products of layers inside round their factors to bfloat16, where tiles make that faster."""
     global _rounds
-    before, _rounds = _rounds, wanted and fast()
+    before, _rounds = _rounds, wanted and units() == "tiles"
     try:
         yield
     finally:
@@ -218,8 +224,11 @@ def _own_peak(side: int = 1536, seconds: float = 0.6) -> float:
 
 @cache
 def _library() -> ctypes.CDLL | None:
+    global _tiles
     library = native.build(Path(__file__).with_suffix(".c"))
-    return library if library is not None and library.ready() else None
+    found = 0 if library is None else library.ready(1)
+    _tiles = found > 1
+    return library if found else None
 
 
 def _fits(step: Product | Each) -> bool:

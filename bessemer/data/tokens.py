@@ -28,7 +28,8 @@ class Tokens(Artifact):
     """Tokenized documents (`shards/KEY.tokens`, uint16 or uint32) and what is known of each (`shards/KEY.npy`).
 
     Every document ends with the token `end`; where a model is to predict its first token, it reads `begin` before it.
-    A document is held out when the hash of its text falls below a fraction, so it stays on its side whatever is added.
+    A document is held out when the hash of its text falls below a fraction, so it stays on its side whatever is added. Of a domain with
+    two documents or more at least one is: the one of the least hash.
 
     Attributes:
         vocabulary: one more than the highest id.
@@ -67,8 +68,7 @@ class Tokens(Artifact):
         self.bytes = index["bytes"].astype(np.int64)
         self.domain = np.concatenate([np.zeros(0, dtype=np.int32), *(n[e["domain"]] for n, e in zip(numbers, entries, strict=True))])
         self.source = np.repeat(np.array([self.sources.index(s["source"]) for s in shards], dtype=np.int32), [len(e) for e in entries])
-        threshold = np.uint64(min(float(self.meta["held_out"]) * 2.0**64, 2.0**64 - 2048))
-        self.held_out = index["hash"] < threshold
+        self.held_out = _held_out(index["hash"], self.domain, float(self.meta["held_out"]))
         self._bounds = np.cumsum([0] + [int(shard["tokens"]) for shard in shards])
 
     def _entries(self, shard: dict[str, Any]) -> Array:
@@ -191,3 +191,13 @@ class Tokens(Artifact):
                 key="vocabulary",
                 mend="leave the model's vocabulary to 'auto', or tokenize with the model's tokenizer",
             )
+
+
+def _held_out(hashes: Array, domain: Array, share: float) -> Array:
+    """bool: the documents whose hash is in the first `share` of all there may be, and the least of a domain that would have none."""
+    chosen = hashes < np.uint64(min(share * 2.0**64, 2.0**64 - 2048))
+    for number in np.setdiff1d(domain, domain[chosen]) if share else ():
+        own = hashes[domain == number]
+        if own.min() < own.max():
+            chosen |= (domain == number) & (hashes == own.min())
+    return chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,35 +72,28 @@ def not_finite(gradients: Sequence[Tensor]) -> list[bool] | None:
     return [bool(found) for found in bad]
 
 
-class Matrix(ctypes.Structure):
-    """What the kernels for whole matrices take: addresses, and [rows, columns]; `tall` where channels are rows."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("weight", "gradient", "factors", "basis", "norms", "low")),
-        *((name, ctypes.c_long) for name in ("rows", "columns")),
-        ("tall", ctypes.c_int),
-    ]
+FIELDS = ("weight", "gradient", "factors", "basis", "norms", "low")
+_MATRIX = struct.Struct(f"{len(FIELDS)}P2qi4x")
+"""As `matrix` in _kernels.c: addresses, [rows, columns], and whether channels are rows."""
 
 
 def matrices(name: str, found: Sequence[dict[str, Tensor]], *numbers: int | float) -> bool:
     """Runs one of the kernels for whole matrices.
 
     Args:
-        found: for each matrix its `gradient` and what else the kernel reads or fills, by the names of `Matrix`.
+        found: for each matrix its `gradient` and what else the kernel reads or fills, by the names of `FIELDS`.
         numbers: the kernel's last arguments.
     """
     library = _native.library()
     if library is None or not all(_plain(t) for each in found for t in each.values()):
         return False
-    shapes = [each["gradient"].shape for each in found]
-    jobs = (Matrix * len(found))(
-        *(
-            Matrix(**{key: t.data_ptr() for key, t in each.items()}, rows=rows, columns=columns, tall=rows >= columns)
-            for each, (rows, columns) in zip(found, shapes, strict=True)
-        )
-    )
+    jobs = b"".join([_job(each, *each["gradient"].shape) for each in found])
     getattr(library, name)(jobs, ctypes.c_long(len(found)), *(ctypes.c_float(n) if isinstance(n, float) else n for n in numbers))
     return True
+
+
+def _job(each: dict[str, Tensor], rows: int, columns: int) -> bytes:
+    return _MATRIX.pack(*[each[key].data_ptr() if key in each else 0 for key in FIELDS], rows, columns, rows >= columns)
 
 
 def _plain(value: Any) -> bool:

@@ -211,9 +211,9 @@ def norm_growth(batch: list[Matrix], norms: list[Tensor], limit: float) -> list[
     before = torch.stack([norm if new else matrix["norm"] for matrix, norm, new in zip(batch, norms, fresh, strict=True)])
     grown = (now / (before + 1e-8)).clamp(min=limit) / limit
     divisors = torch.where(torch.tensor(fresh, device=now.device), torch.ones_like(now), grown)
-    for matrix, passed, new in zip(batch, (now / divisors).unbind(), fresh, strict=True):
+    passed = (now / divisors).unbind()
+    for matrix, norm, new in zip(batch, passed, fresh, strict=True):
         if new:
-            matrix["norm"] = passed.clone()
-        else:
-            matrix["norm"].copy_(passed)
+            matrix["norm"] = norm.clone()
+    torch._foreach_copy_([matrix["norm"] for matrix in batch], passed)
     return list(divisors.unbind())

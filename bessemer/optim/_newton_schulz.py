@@ -1,6 +1,6 @@
 """Matrices made orthogonal by polynomials of themselves, with as few products as that takes.
 
-On a processor in float32 the work is in products of symmetric matrices, of which half the numbers suffice; and a matrix longer than wide is
+On a processor the work is in products of symmetric matrices, of which half the numbers suffice; and where it pays a matrix longer than wide is
 only multiplied at the beginning, for its Gram matrix, and at the end, since every polynomial between is one of the Gram matrix. A few matrices
 at a time, so that they stay in the cores' caches. Elsewhere all matrices of a shape go through batched products.
 """
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bessemer.core import device
+from bessemer.core import device, products
 from bessemer.core.products import SMALL, Product, multiply
 
 Polynomial = Literal["minimax", "published"]
@@ -36,9 +36,11 @@ SYMMETRIC = 0.7
 """What a symmetric product takes of a whole one's time."""
 TINY = 1e-7
 """The least norm that is divided by."""
-ROUGH = 2
-"""bfloat16 parts of a number that suffice where errors don't grow; torch's own iteration has one part. Through the Gram matrix, which squares small
-singular values, two parts would lose five thousandths of the result where three lose four ten-thousandths."""
+ROUGH, EXACT = 2, 3
+"""bfloat16 parts of a number that suffice where errors don't grow, and where they do: through the Gram matrix, which squares small singular values,
+two parts would lose five thousandths of the result where three lose four ten-thousandths."""
+ROUGHEST = 1
+"""The same on vectors, which do one part twice as fast as float32; torch's own iteration has one part too."""
 
 
 def coefficients(steps: int, polynomial: Polynomial) -> Coefficients:
@@ -68,11 +70,13 @@ def subtract_orthogonal(places: Sequence[Tensor], matrices: Sequence[Tensor], ra
     outputs, inputs = matrices[0].shape
     rate *= math.sqrt(max(1.0, outputs / inputs))
     series, first = coefficients(steps, polynomial), matrices[0]
-    if first.is_cpu and first.dtype == device.compute_dtype() == torch.float32 and min(outputs, inputs) >= SMALL and series:
-        together = 2 * torch.get_num_threads()
-        arranged = _by_gram if _gram_pays(max(outputs, inputs) / min(outputs, inputs), steps) else _whole
+    chosen = first.is_cpu and first.dtype == torch.float32 and (products.fast() or device.compute_dtype() == torch.float32)
+    if chosen and min(outputs, inputs) >= SMALL and series:
+        together, vectors = 2 * torch.get_num_threads(), products.units() == "vectors"
+        by_gram = _gram_pays(max(outputs, inputs) / min(outputs, inputs), steps, exact=2.0 if vectors else 1.0)
         for begin in range(0, len(matrices), together):
-            arranged(matrices[begin : begin + together], series, places[begin : begin + together], rate)
+            some = slice(begin, begin + together)
+            (_by_gram if by_gram else _whole)(matrices[some], series, places[some], rate, ROUGHEST if vectors else ROUGH)
         return
     x = torch.stack(list(matrices))
     x = x.mT if outputs > inputs else x
@@ -84,12 +88,12 @@ def subtract_orthogonal(places: Sequence[Tensor], matrices: Sequence[Tensor], ra
         place.sub_(update, alpha=rate)
 
 
-def _gram_pays(aspect: float, steps: int) -> bool:
-    """Whether all steps on the Gram matrix cost less than all on the matrix."""
-    return SYMMETRIC * aspect + (4 * steps - 3) * SYMMETRIC + aspect < steps * (SYMMETRIC * aspect + SYMMETRIC + aspect)
+def _gram_pays(aspect: float, steps: int, exact: float) -> bool:
+    """Whether all steps on the Gram matrix, whose products take `exact` times a rough one's time, cost less than all on the matrix."""
+    return exact * SYMMETRIC * (aspect + 4 * steps - 3) + aspect < steps * (SYMMETRIC * aspect + SYMMETRIC + aspect)
 
 
-def _whole(matrices: Sequence[Tensor], series: Coefficients, places: Sequence[Tensor], rate: float) -> None:
+def _whole(matrices: Sequence[Tensor], series: Coefficients, places: Sequence[Tensor], rate: float, rough: int) -> None:
     """x <- (a + b G + c G^2) x with G = x x^T, step by step; the last is subtracted from the places. Sides are taken so that G is the smaller."""
     wide, norms = _wide(matrices), _norms(matrices)
     side, length = wide[0].shape
@@ -97,25 +101,25 @@ def _whole(matrices: Sequence[Tensor], series: Coefficients, places: Sequence[Te
     rooms = [list(matrices[0].new_empty(len(wide), side, length)) for _ in series[1:3]]
     x, scale = wide, [1.0 / norm for norm in norms]
     for step, (a, b, c) in enumerate(series, start=1):
-        _gram(x, grams, scale, ROUGH)
-        _square(grams, polynomials, b, c, ROUGH)
+        _gram(x, grams, scale, rough)
+        _square(grams, polynomials, b, c, rough)
+        polynomials.diagonal(dim1=1, dim2=2).add_(a)
         if step == len(series):
-            polynomials.diagonal(dim1=1, dim2=2).add_(a)
-            _subtract(polynomials, x, places, [rate * s for s in scale])
+            _subtract(polynomials, x, places, [rate * s for s in scale], rough)
             return
         to = rooms[step % len(rooms)]
-        multiply([Product(p, m, t, m, a * s, s, parts=ROUGH) for p, m, t, s in zip(polynomials, x, to, scale, strict=True)])
+        multiply([Product(p, m, t, alpha=s, parts=rough) for p, m, t, s in zip(polynomials, x, to, scale, strict=True)])
         x, scale = to, [1.0] * len(wide)
 
 
-def _by_gram(matrices: Sequence[Tensor], series: Coefficients, places: Sequence[Tensor], rate: float) -> None:
+def _by_gram(matrices: Sequence[Tensor], series: Coefficients, places: Sequence[Tensor], rate: float, rough: int) -> None:
     """The same through Q, the product of all steps' polynomials of G: what commutes with G stays symmetric."""
     wide, norms = _wide(matrices), _norms(matrices)
     side = len(wide[0])
     grams, polynomials, halves, wholes, spares = matrices[0].new_empty(5, len(wide), side, side)
-    _gram(wide, grams, [1.0 / norm for norm in norms], parts=3)
+    _gram(wide, grams, [1.0 / norm for norm in norms], EXACT)
     for step, (a, b, c) in enumerate(series, start=1):
-        _square(grams, polynomials, b, c, parts=3)
+        _square(grams, polynomials, b, c, EXACT)
         polynomials.diagonal(dim1=1, dim2=2).add_(a)
         if step == 1:
             wholes.copy_(polynomials)
@@ -125,7 +129,7 @@ def _by_gram(matrices: Sequence[Tensor], series: Coefficients, places: Sequence[
         if step < len(series):
             _symmetric(grams, polynomials, halves)
             _symmetric(halves, polynomials, grams)
-    _subtract(wholes, wide, places, [rate / norm for norm in norms])
+    _subtract(wholes, wide, places, [rate / norm for norm in norms], rough)
 
 
 def _wide(matrices: Sequence[Tensor]) -> list[Tensor]:
@@ -152,10 +156,10 @@ def _symmetric(a: Tensor, b: Tensor, out: Tensor) -> None:
     multiply([Product(*each, symmetric=True) for each in zip(a, b, out, strict=True)])
 
 
-def _subtract(polynomials: Tensor, wide: Sequence[Tensor], places: Sequence[Tensor], rates: Sequence[float]) -> None:
+def _subtract(polynomials: Tensor, wide: Sequence[Tensor], places: Sequence[Tensor], rates: Sequence[float], rough: int) -> None:
     """place -= rate p x, or x p where the place is tall."""
-    products = []
+    steps = []
     for p, x, place, rate in zip(polynomials, wide, places, rates, strict=True):
         a, b = (p, x) if x.shape == place.shape and x.stride(1) == 1 else (x.mT, p)
-        products.append(Product(a, b, place, plus=place, alpha=-rate, parts=ROUGH))
-    multiply(products)
+        steps.append(Product(a, b, place, plus=place, alpha=-rate, parts=rough))
+    multiply(steps)

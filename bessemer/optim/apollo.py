@@ -98,13 +98,14 @@ class Apollo(LowRank):
 
     def _at_rank_one(self, batch: list[Matrix]) -> list[Tensor]:
         """The norms and, in the same pass over the gradients, their projections; nothing if the rank is another or no kernel does this."""
+        if self.rank != 1:
+            return []
+        like, sides = batch[0].gradient, [max(matrix.gradient.shape) for matrix in batch]
         found = []
-        for matrix in batch if self.rank == 1 else []:
-            g = matrix.gradient
-            low = g.new_empty((len(g), 1) if matrix.tall else (1, g.shape[1]))
-            basis = self.projection(min(g.shape), matrix.state.get("step", 0) + 1, g)
-            found.append({"gradient": g, "basis": basis, "norms": g.new_empty(()), "low": low})
-        if not found or not _fused.matrices("rank_one", found):
+        for matrix, norm, low in zip(batch, like.new_empty(len(batch)).unbind(), like.new_empty(sum(sides)).split(sides), strict=True):
+            basis = self.projection(min(matrix.gradient.shape), matrix.state.get("step", 0) + 1, like)
+            found.append({"gradient": matrix.gradient, "basis": basis, "norms": norm, "low": low[:, None] if matrix.tall else low[None]})
+        if not _fused.matrices("rank_one", found):
             return []
         self.lows = {id(matrix): each["low"] for matrix, each in zip(batch, found, strict=True)}
         return [each["norms"] for each in found]

@@ -55,6 +55,20 @@ def test_separator(folder):
     assert [(d.id, d.text, d.source, d.domain) for d in found] == [(f"b.md#{i}", t, "mine", "talk") for i, t in enumerate(("one", "two", "three é"))]
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+@pytest.mark.parametrize("separator", [None, "<|end|>"])
+def test_long_texts_are_cut_at_blank_lines(tmp_path, monkeypatch, chunk, separator):
+    monkeypatch.setattr("bessemer.data.sources.text.CHUNK", chunk)
+    body = "".join(f"Paragraph {i} is here\nin two lines.\n\n" for i in range(40)) + "x" * 250 + ("" if separator is None else "<|end|>last")
+    (tmp_path / "book.txt").write_text(body)
+    found = list(text(files=[str(tmp_path / "book.txt")], longest=100, separator=separator))
+    assert "".join(d.text for d in found) == body.replace("<|end|>", "")
+    assert all(0 < len(d.text) <= 100 for d in found)
+    assert all(d.text.endswith("\n\n") for d in found[:19])
+    assert len({d.id for d in found}) == len(found)
+    assert [d.text for d in found][-1] == ("x" * 50 if separator is None else "last")
+
+
 def test_separator_across_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr("bessemer.data.sources.text.CHUNK", 7)
     pieces = [f"piece {i} ÄÖÜ" for i in range(40)]

@@ -5,10 +5,11 @@ from hypothesis import strategies as st
 
 from bessemer.core.work import Work
 from bessemer.data.corpus import write_corpus
+from bessemer.data.document import Document
 from bessemer.data.held_out import held_out_batches
 from bessemer.data.tokens import SHARDS
 from bessemer.run.stages.tokenize import tokenize
-from tests.unit.data.token_stores import documents, folder, small_corpus, small_tokenizer, small_tokens, store
+from tests.unit.data.token_stores import documents, folder, small_corpus, small_tokenizer, small_tokens, store, texts
 
 
 def contents(tokens):
@@ -44,6 +45,16 @@ def test_splits_are_kept_by_text_and_near_the_fraction():
     narrower = store(small_corpus(), tokenizer, held_out=0.05)
     assert {tokenizer.decode(narrower.read(d)[:-1]) for d in narrower.documents("held_out")} < held
     assert sum(c["documents"] for split in ("train", "held_out") for c in tokens.counts(split).values()) == 200
+
+
+def test_every_domain_of_several_documents_is_measured():
+    several = [Document(text, "s", domain, str(i)) for i, (text, domain) in enumerate(zip(texts(6), ["few"] * 5 + ["one"], strict=True))]
+    corpus = write_corpus(folder(), several)
+    tokens = store(corpus, small_tokenizer(), held_out=1e-9)
+    assert {name: count["documents"] for name, count in tokens.counts("held_out").items()} == {"few": 1, "one": 0}
+    more = store(corpus, small_tokenizer(), held_out=0.5)
+    assert set(tokens.documents("held_out")) <= set(more.documents("held_out"))
+    assert not store(corpus, small_tokenizer(), held_out=0.0).held_out.any()
 
 
 def test_processes_make_the_same_store():

@@ -32,9 +32,9 @@ def trained(name, options, shapes, steps=4):
     return [p.detach() - start for p, start in zip(params, begun, strict=True)]
 
 
-@pytest.mark.skipif(not products.fast(), reason="no tile units here")
+@pytest.mark.skipif(not products.fast(), reason="torch multiplies here")
 @pytest.mark.parametrize(("name", "options", "shapes"), CASES)
-def test_pieces_on_tiles_are_the_whole_by_torch(name, options, shapes, monkeypatch):
+def test_pieces_in_chains_are_the_whole_by_torch(name, options, shapes, monkeypatch):
     monkeypatch.setattr(products, "ENOUGH", 0)
     whole = trained(name, options, shapes)
     monkeypatch.setattr("bessemer.optim._rule.PIECE", 1 << 13)
@@ -46,7 +46,7 @@ def test_pieces_on_tiles_are_the_whole_by_torch(name, options, shapes, monkeypat
         assert float((x - y).norm() / y.norm()) < 1e-2  # eigenvectors that lie close magnify what bases are made of
 
 
-@pytest.mark.skipif(not products.fast(), reason="no tile units here")
+@pytest.mark.skipif(not products.fast(), reason="torch multiplies here")
 @pytest.mark.parametrize("name", ["galore", "apollo"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_weight_with_one_bad_number_in_one_of_its_matrices_is_left_alone(name, bad, monkeypatch):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from bessemer.core import device
-from bessemer.optim._newton_schulz import _by_gram, _whole, coefficients, orthogonalise
+from bessemer.core import device, products
+from bessemer.optim._newton_schulz import ROUGH, _by_gram, _whole, coefficients, orthogonalise
 from bessemer.optim.muon import Muon
 
 
@@ -82,12 +82,18 @@ def test_symmetric_products_and_the_gram_matrix_give_the_same_polynomials(shape,
     x = matrix / matrix.norm()
     for arranged, tall in ((_whole, False), (_by_gram, False), (_whole, True), (_by_gram, True)):
         out = torch.zeros(shape[::-1] if tall else shape)
-        arranged([x.mT.contiguous() if tall else 3.0 * x], series, [out], -1.0)
+        arranged([x.mT.contiguous() if tall else 3.0 * x], series, [out], -1.0, ROUGH)
         out = out.mT if tall else out
         close = 1e-4 if arranged is _whole else 1e-3  # squares of singular values near 1e-5 are lost in the Gram matrix; torch itself rounds to 1e-2
         assert float((out.double() - wanted).norm() / wanted.norm()) < close, arranged.__name__
     found = orthogonalise(matrix[None], steps, polynomial)[0]
-    assert float((found.double() - wanted).norm() / wanted.norm()) < (1e-3 if device.compute_dtype() == torch.float32 else 3e-2)
+    rounded = x.bfloat16()
+    for a, b, c in series:  # as torch.optim.Muon does it
+        gram = rounded @ rounded.mT
+        rounded = torch.addmm(rounded, torch.addmm(gram, gram, gram, beta=b, alpha=c), rounded, beta=a)
+    exact = products.units() == "tiles" or device.compute_dtype() == torch.float32
+    allowed = 1e-3 if exact else 1.5 * float((rounded.double() - wanted).norm() / wanted.norm())
+    assert float((found.double() - wanted).norm() / wanted.norm()) < allowed
 
 
 def test_four_tuned_steps_are_nearer_to_orthogonal_than_five_published_ones():
