@@ -24,13 +24,8 @@ class Evaluate:
     """
 
     def __init__(self, run: Run, *, times: int = 10, tasks: list[Annotated[Choice, Kind("evaluate/tasks")]] = ["bits_per_byte"]) -> None:  # type: ignore[list-item]
-        reads = any(task.name == "bits_per_byte" for task in tasks)
-        if reads and run.store is None:
-            mend = 'measure something else: hooks = [{ name = "evaluate", tasks = ["rank_me"] }, "save"]'
-            raise RecipeError("bits_per_byte reads held-out documents, and there is no token store", key="hooks.evaluate.tasks", mend=mend)
-        if reads and not run.store.held_out.any():
-            mend = 'collect more documents, raise tokenize.held_out, or measure nothing: hooks = ["save"]'
-            raise RecipeError("bits_per_byte reads held-out documents, and the tokens hold out none", key="hooks.evaluate.tasks", mend=mend)
+        if any(task.name == "bits_per_byte" for task in tasks):
+            _check_documents(run)
         self.run, self.times, self.tasks = run, 1 if run.work.smoke else times, tasks
 
     def due(self, report: Report) -> bool:
@@ -45,3 +40,13 @@ class Evaluate:
 
     def close(self) -> None:
         return
+
+
+def _check_documents(run: Run) -> None:
+    problem = "bits_per_byte reads held-out documents, and "
+    if run.store is None:
+        mend = 'measure something else: hooks = [{ name = "evaluate", tasks = ["rank_me"] }, "save"]'
+        raise RecipeError(problem + "there is no token store", key="hooks.evaluate.tasks", mend=mend)
+    if not run.store.held_out.any():
+        mend = 'collect more documents, raise tokenize.held_out, or measure nothing: hooks = ["save"]'
+        raise RecipeError(problem + "the tokens hold out none", key="hooks.evaluate.tasks", mend=mend)
