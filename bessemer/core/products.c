@@ -236,18 +236,19 @@ static void tile_kernel(const uint16_t *a, const uint16_t *b, long tiles, int pa
 #define ROWS 8 /* whose sums, of two tiles' columns, fill half of the vector registers */
 #define SPAN 4 /* tiles of the depth that are summed before they are added to what there is: long sums in float32 lose digits */
 
-/* Without tiles: ROWS rows of the left factor with two tiles' columns of the right one, in one part or whole. */
-static inline __attribute__((always_inline)) void vectors(const uint16_t *a, const uint16_t *b, long more, long tiles, int parts, float *to, long side,
-                                                          int more_of_it) {
+/* Without tiles: ROWS rows of the left factor with two tiles' columns of the right one, in one part or whole. Whole numbers of the left factor are
+   also taken from where they lie, in rows `apart`; 0 where they are packed. */
+static inline __attribute__((always_inline)) void vectors(const float *a, long apart, const uint16_t *b, long more, long tiles, int parts, float *to,
+                                                          long side, int more_of_it) {
     __m512 sums[ROWS][2];
     for (int r = 0; r < ROWS; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
-    for (long k = 0; k < tiles; k++, a += ROOM(parts), b += ROOM(parts))
+    for (long k = 0; k < tiles; k++, a += apart ? DEEP : ROOM(parts) / 2, b += ROOM(parts))
         for (int pair = 0; pair < SIDE; pair++)
             for (int part = 0; part < TILES(parts); part++) {
-                const float *left = (const float *)(a + part * TILE) + pair, *right = (const float *)(b + part * TILE) + pair * SIDE;
+                const float *left = a + (apart ? 2 * pair + part : part * TILE / 2 + pair), *right = (const float *)(b + part * TILE) + pair * SIDE;
                 __m512 first = _mm512_load_ps(right), second = _mm512_load_ps(right + more / 2);
                 for (int r = 0; r < ROWS; r++) {
-                    __m512 same = _mm512_set1_ps(left[r * SIDE]);
+                    __m512 same = _mm512_set1_ps(left[r * (apart ? apart : SIDE)]);
                     sums[r][0] = parts == WHOLE ? _mm512_fmadd_ps(same, first, sums[r][0]) : _mm512_dpbf16_ps(sums[r][0], (__m512bh)same, (__m512bh)first);
                     sums[r][1] = parts == WHOLE ? _mm512_fmadd_ps(same, second, sums[r][1]) : _mm512_dpbf16_ps(sums[r][1], (__m512bh)same, (__m512bh)second);
                 }
@@ -257,25 +258,30 @@ static inline __attribute__((always_inline)) void vectors(const uint16_t *a, con
             _mm512_storeu_ps(to + n * SIDE, more_of_it ? _mm512_add_ps(_mm512_loadu_ps(to + n * SIDE), sums[r][n]) : sums[r][n]);
 }
 
-static void vector_kernel(const uint16_t *a, const uint16_t *b, long tiles, int parts, float *to, long side, int more_of_it, const float *ahead,
-                          long stride, long rows) {
+static void vector_kernel(const uint16_t *a, const float *plain, const uint16_t *b, long tiles, int parts, float *to, long side, int more_of_it,
+                          const float *ahead, long stride, long rows) {
     long more = tiles * ROOM(parts);
     for (long k = 0; k < tiles; k += SPAN, a += SPAN * ROOM(parts), b += SPAN * ROOM(parts)) {
         long here = tiles - k < SPAN ? tiles - k : SPAN;
         for (long n = k; n < k + here; n++) ask_for(ahead, stride, rows, n);
         for (int r = 0; r < BLOCK; r += ROWS) {
-            const uint16_t *from = a + r / SIDE * more + r % SIDE * DEEP;
-            if (parts == 1) vectors(from, b, more, here, 1, to + r * side, side, k || more_of_it);
-            else vectors(from, b, more, here, WHOLE, to + r * side, side, k || more_of_it);
+            const float *packed = (const float *)(a + r / SIDE * more + r % SIDE * DEEP);
+            if (parts == 1) vectors(packed, 0, b, more, here, 1, to + r * side, side, k || more_of_it);
+            else if (plain) vectors(plain + r * stride + k * DEEP, stride, b, more, here, WHOLE, to + r * side, side, k || more_of_it);
+            else vectors(packed, 0, b, more, here, WHOLE, to + r * side, side, k || more_of_it);
         }
     }
 }
 
-/* BLOCK x BLOCK results, or as much more of them, whose rows are `side` apart. On the way it asks for what is packed next: `rows` lines of
-   memory from `ahead` on, a tile's depth at a time. */
-static void kernel(const uint16_t *a, const uint16_t *b, long tiles, int parts, float *to, long side, int more_of_it, const float *ahead, long stride,
-                   long rows) {
-    (on_tiles ? tile_kernel : vector_kernel)(a, b, tiles, parts, to, side, more_of_it, ahead, stride, rows);
+/* Whether a block of the left factor's rows need not be packed. */
+static int as_it_lies(const product *p, int parts, long rows) { return parts == WHOLE && p->a_depth == 1 && rows >= BLOCK && p->depth % DEEP == 0; }
+
+/* BLOCK x BLOCK results, or as much more of them, whose rows are `side` apart. The left factor is packed or `plain`: as it lies, in rows `stride`
+   apart. On the way the kernel asks for what comes next: `rows` lines of memory from `ahead` on, a tile's depth at a time. */
+static void kernel(const uint16_t *a, const float *plain, const uint16_t *b, long tiles, int parts, float *to, long side, int more_of_it,
+                   const float *ahead, long stride, long rows) {
+    if (on_tiles) tile_kernel(a, b, tiles, parts, to, side, more_of_it, ahead, stride, rows);
+    else vector_kernel(a, plain, b, tiles, parts, to, side, more_of_it, ahead, stride, rows);
 }
 
 /* out = alpha found + beta plus for one block, and its mirror image if that is wanted. */
@@ -342,7 +348,8 @@ static int multiply(const product *p) {
         for (long i = 0; i < p->rows; i += BLOCK) {
             uint16_t *a = once ? left : left + i / BLOCK * line;
             long lines = p->rows - i < BLOCK ? p->rows - i : BLOCK, next = p->rows - i - lines, share = BLOCK / blocks;
-            if (from == 0) pack_lines(p->a + i * p->a_row, p->a_row, p->a_depth, lines, p->depth, 0, parts, a);
+            const float *plain = as_it_lies(p, parts, lines) ? p->a + i * p->a_row : 0;
+            if (from == 0 && !plain) pack_lines(p->a + i * p->a_row, p->a_row, p->a_depth, lines, p->depth, 0, parts, a);
             for (long j = from; j < to; j += BLOCK) {
                 if (p->symmetric && j < i) continue;
                 long row = (j - from) / BLOCK * share, rows = next - row < share ? next - row : share;
@@ -352,7 +359,7 @@ static int multiply(const product *p) {
                     _mm_prefetch((const char *)(p->plus + (i + r) * p->plus_row + j + SIDE), _MM_HINT_T0);
                 }
                 int direct = whole(p, i, j);
-                kernel(a, right + (j - from) / BLOCK * line, tiles, parts, direct ? p->out + i * p->out_row + j : found, direct ? p->out_row : BLOCK,
+                kernel(a, plain, right + (j - from) / BLOCK * line, tiles, parts, direct ? p->out + i * p->out_row + j : found, direct ? p->out_row : BLOCK,
                        direct && p->plus, p->a + (i + BLOCK + row) * p->a_row, p->a_row, rows);
                 if (!direct) finish(p, found, i, j);
             }
@@ -387,13 +394,14 @@ static void multiply_piece(const product *p, int parts, long begin, long end, lo
     for (long i = begin; i < end; i += BLOCK) {
         uint16_t *a = lying ? left + (i - begin) / BLOCK * line : left;
         long next = i + BLOCK < end ? end - i - BLOCK : 0, share = (BLOCK + blocks - 1) / blocks;
-        if (!lying) pack_lines(p->a + i * p->a_row, p->a_row, 1, end - i < BLOCK ? end - i : BLOCK, p->depth, 0, parts, a);
+        const float *plain = as_it_lies(p, parts, end - i) ? p->a + i * p->a_row : 0;
+        if (!lying && !plain) pack_lines(p->a + i * p->a_row, p->a_row, 1, end - i < BLOCK ? end - i : BLOCK, p->depth, 0, parts, a);
         for (long j = from; j < to; j += BLOCK) {
             if (p->symmetric && j + BLOCK <= i) continue;
             long row = (j - from) / BLOCK * share, rows = next - row < share ? next - row : share;
             int direct = whole(p, i, j);
             if (lying || rows < 0 || row >= BLOCK) rows = 0;
-            kernel(a, right + (j - from) / BLOCK * line, tiles, parts, direct ? p->out + i * p->out_row + j : found, direct ? p->out_row : BLOCK,
+            kernel(a, plain, right + (j - from) / BLOCK * line, tiles, parts, direct ? p->out + i * p->out_row + j : found, direct ? p->out_row : BLOCK,
                    direct && p->plus, p->a + (i + BLOCK + row) * p->a_row, p->a_row, rows);
             if (!direct) finish(p, found, i, j);
         }

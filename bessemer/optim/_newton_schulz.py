@@ -1,15 +1,15 @@
 """Matrices made orthogonal by polynomials of themselves, with as few products as that takes.
 
 On a processor the work is in products of symmetric matrices, of which half the numbers suffice; and where it pays a matrix longer than wide is
-only multiplied at the beginning, for its Gram matrix, and at the end, since every polynomial between is one of the Gram matrix. A few matrices
-at a time, so that they stay in the cores' caches. Elsewhere all matrices of a shape go through batched products.
+multiplied only at the beginning of several steps, for its Gram matrix, and at their end, since every polynomial between is one of the Gram matrix.
+A few matrices at a time, so that they stay in the cores' caches. Elsewhere all matrices of a shape go through batched products.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,11 +36,27 @@ SYMMETRIC = 0.7
 """What a symmetric product takes of a whole one's time."""
 TINY = 1e-7
 """The least norm that is divided by."""
-ROUGH, EXACT = 2, 3
-"""bfloat16 parts of a number that suffice where errors don't grow, and where they do: through the Gram matrix, which squares small singular values,
-two parts would lose five thousandths of the result where three lose four ten-thousandths."""
-ROUGHEST = 1
-"""The same on vectors, which do one part twice as fast as float32; torch's own iteration has one part too."""
+
+
+class Ways(NamedTuple):
+    """How a processor does it.
+
+    Attributes:
+        steps: how many may go through one Gram matrix.
+        parts: bfloat16 parts of a number (core/products.py) where they do, whose small singular values the Gram matrix squares.
+        rough: parts everywhere else.
+    """
+
+    steps: int
+    parts: int
+    rough: int
+
+
+EXACTLY = Ways(steps=1000, parts=3, rough=2)
+"""Through one Gram matrix in all, two parts would lose five thousandths of the result where three lose four ten-thousandths."""
+ROUGHLY = Ways(steps=1, parts=1, rough=1)
+"""On vectors, which do one part twice as fast as float32: it loses one to four hundredths, as torch's own iteration does. Already two steps through one
+Gram matrix would lose a tenth, since rounding leaves what should be symmetric a little less so."""
 
 
 def coefficients(steps: int, polynomial: Polynomial) -> Coefficients:
@@ -72,11 +88,12 @@ def subtract_orthogonal(places: Sequence[Tensor], matrices: Sequence[Tensor], ra
     series, first = coefficients(steps, polynomial), matrices[0]
     chosen = first.is_cpu and first.dtype == torch.float32 and (products.fast() or device.compute_dtype() == torch.float32)
     if chosen and min(outputs, inputs) >= SMALL and series:
-        together, vectors = 2 * torch.get_num_threads(), products.units() == "vectors"
-        by_gram = _gram_pays(max(outputs, inputs) / min(outputs, inputs), steps, exact=2.0 if vectors else 1.0)
+        ways = ROUGHLY if products.units() == "vectors" else EXACTLY
+        stretch = _stretch(max(outputs, inputs) / min(outputs, inputs), steps, ways.steps)
+        together = 2 * torch.get_num_threads()
         for begin in range(0, len(matrices), together):
             some = slice(begin, begin + together)
-            (_by_gram if by_gram else _whole)(matrices[some], series, places[some], rate, ROUGHEST if vectors else ROUGH)
+            _iterate(matrices[some], series, places[some], rate, stretch, ways)
         return
     x = torch.stack(list(matrices))
     x = x.mT if outputs > inputs else x
@@ -88,48 +105,45 @@ def subtract_orthogonal(places: Sequence[Tensor], matrices: Sequence[Tensor], ra
         place.sub_(update, alpha=rate)
 
 
-def _gram_pays(aspect: float, steps: int, exact: float) -> bool:
-    """Whether all steps on the Gram matrix, whose products take `exact` times a rough one's time, cost less than all on the matrix."""
-    return exact * SYMMETRIC * (aspect + 4 * steps - 3) + aspect < steps * (SYMMETRIC * aspect + SYMMETRIC + aspect)
+def _stretch(aspect: float, steps: int, most: int) -> int:
+    """How many steps should go through one Gram matrix: one, or as many as may."""
+
+    def cost(stretch: int) -> float:
+        symmetric = math.ceil(steps / stretch) * (aspect - 3) + 4 * steps
+        return SYMMETRIC * symmetric + math.ceil(steps / stretch) * aspect
+
+    return min(1, min(most, steps), key=cost)
 
 
-def _whole(matrices: Sequence[Tensor], series: Coefficients, places: Sequence[Tensor], rate: float, rough: int) -> None:
-    """x <- (a + b G + c G^2) x with G = x x^T, step by step; the last is subtracted from the places. Sides are taken so that G is the smaller."""
+def _iterate(matrices: Sequence[Tensor], series: Coefficients, places: Sequence[Tensor], rate: float, stretch: int, ways: Ways) -> None:
+    """x <- p(G) x with p(G) = a + b G + c G^2 and G = x x^T, some steps at a time: Q, the product of their polynomials, and what G becomes are
+    polynomials of the first G, so they commute and stay symmetric. The last x is subtracted from the places. Sides are taken so that G is the smaller.
+    """
     wide, norms = _wide(matrices), _norms(matrices)
     side, length = wide[0].shape
-    grams, polynomials = matrices[0].new_empty(2, len(wide), side, side)
-    rooms = [list(matrices[0].new_empty(len(wide), side, length)) for _ in series[1:3]]
-    x, scale = wide, [1.0 / norm for norm in norms]
-    for step, (a, b, c) in enumerate(series, start=1):
-        _gram(x, grams, scale, rough)
-        _square(grams, polynomials, b, c, rough)
-        polynomials.diagonal(dim1=1, dim2=2).add_(a)
-        if step == len(series):
-            _subtract(polynomials, x, places, [rate * s for s in scale], rough)
-            return
-        to = rooms[step % len(rooms)]
-        multiply([Product(p, m, t, alpha=s, parts=rough) for p, m, t, s in zip(polynomials, x, to, scale, strict=True)])
-        x, scale = to, [1.0] * len(wide)
-
-
-def _by_gram(matrices: Sequence[Tensor], series: Coefficients, places: Sequence[Tensor], rate: float, rough: int) -> None:
-    """The same through Q, the product of all steps' polynomials of G: what commutes with G stays symmetric."""
-    wide, norms = _wide(matrices), _norms(matrices)
-    side = len(wide[0])
     grams, polynomials, halves, wholes, spares = matrices[0].new_empty(5, len(wide), side, side)
-    _gram(wide, grams, [1.0 / norm for norm in norms], EXACT)
-    for step, (a, b, c) in enumerate(series, start=1):
-        _square(grams, polynomials, b, c, EXACT)
-        polynomials.diagonal(dim1=1, dim2=2).add_(a)
-        if step == 1:
-            wholes.copy_(polynomials)
-        else:
-            _symmetric(polynomials, wholes, spares)
-            wholes, spares = spares, wholes
-        if step < len(series):
-            _symmetric(grams, polynomials, halves)
-            _symmetric(halves, polynomials, grams)
-    _subtract(wholes, wide, places, [rate / norm for norm in norms], rough)
+    stretches = [series[start : start + stretch] for start in range(0, len(series), stretch)]
+    rooms = [list(matrices[0].new_empty(len(wide), side, length)) for _ in stretches[1:3]]
+    x, scale = wide, [1.0 / norm for norm in norms]
+    for number, some in enumerate(stretches, start=1):
+        parts = ways.parts if len(some) > 1 else ways.rough
+        _gram(x, grams, scale, parts)
+        for step, (a, b, c) in enumerate(some, start=1):
+            to = wholes if step == 1 else polynomials
+            _square(grams, to, b, c, parts)
+            to.diagonal(dim1=1, dim2=2).add_(a)
+            if step < len(some):
+                _symmetric(grams, to, halves, parts)
+                _symmetric(halves, to, grams, parts)
+            if step > 1:
+                _symmetric(polynomials, wholes, spares, parts)
+                wholes, spares = spares, wholes
+        if number == len(stretches):
+            _subtract(wholes, x, places, [rate * s for s in scale], ways.rough)
+            return
+        room = rooms[number % len(rooms)]
+        multiply([Product(q, m, to, alpha=s, parts=ways.rough) for q, m, to, s in zip(wholes, x, room, scale, strict=True)])
+        x, scale = room, [1.0] * len(wide)
 
 
 def _wide(matrices: Sequence[Tensor]) -> list[Tensor]:
@@ -151,9 +165,9 @@ def _square(grams: Tensor, out: Tensor, b: float, c: float, parts: int) -> None:
     multiply([Product(g, g, to, plus=g, beta=b, alpha=c, symmetric=True, parts=parts) for g, to in zip(grams, out, strict=True)])
 
 
-def _symmetric(a: Tensor, b: Tensor, out: Tensor) -> None:
+def _symmetric(a: Tensor, b: Tensor, out: Tensor, parts: int) -> None:
     """a b, of matrices that commute and are symmetric."""
-    multiply([Product(*each, symmetric=True) for each in zip(a, b, out, strict=True)])
+    multiply([Product(*each, symmetric=True, parts=parts) for each in zip(a, b, out, strict=True)])
 
 
 def _subtract(polynomials: Tensor, wide: Sequence[Tensor], places: Sequence[Tensor], rates: Sequence[float], rough: int) -> None:
