@@ -162,6 +162,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--name", default="optimizers", help="what the results are kept as, where another machine's are to stay")
     asked = parser.parse_args()
     if asked.threads:
         torch.set_num_threads(asked.threads)
@@ -186,7 +187,8 @@ def main() -> None:
     if "soap" in figures:
         targets["soap bytes"], holds["soap bytes"] = 20.0, figures["soap"]["bytes_per_parameter"] < 20.0
     methods = {name: {"update_ms": f["ours_ms"], "bytes_per_parameter": f["bytes_per_parameter"]} for name, f in figures.items() if " " not in name}
-    finish("optimizers", figures, targets | {"held": holds}, all(holds.values()), asked.quick or bool(asked.only), methods)
+    first = asked.name == "optimizers"
+    finish(asked.name, figures, targets | {"held": holds}, all(holds.values()), asked.quick or bool(asked.only), methods if first else None)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from results import FOLDER
 
 from bessemer.core import registry
 
+MACHINES = ("optimizers", "optimizers_epyc")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "optimizers.md"
 HEAD = """# Optimizers, compared
 
@@ -35,22 +36,32 @@ def page() -> str:
 
 def rules() -> Iterator[str]:
     """Each rule: what it does, its state, and its update's time."""
-    result = _result("optimizers")
-    figures = result["figures"] if result else {}
-    if result:
+    results = [found for name in MACHINES if (found := _result(name))]
+    if results:
         yield (
-            f"Milliseconds of one update of 25.3M numbers (the blocks of `small`), medians of steps taken in turn with the package's: `{result['command']}`, "
-            f"{result['machine']}, {result['date']}. Bytes a parameter there, for parameters in float32. Target: the most of the package's time.\n"
+            "Milliseconds of one update of 25.3M numbers (the blocks of `small`), medians of steps taken in turn with the package's. Bytes a parameter there, for "
+            "parameters in float32. Target: the most of the package's time.\n"
         )
-    yield "| method | rule | state | bytes | ms | package's ms | ratio | target |"
-    yield "|---|---|---|---|---|---|---|---|"
+    for result in results:
+        yield f"- {_processor(result)}: `{result['command']}`, {result['machine']}, {result['date']}"
+    yield ""
+    timed = [f"{what}, {_processor(result)}" for result in results for what in ("ms", "package's ms", "ratio")]
+    yield _row("method", "rule", "state", "bytes", *timed, "target")
+    yield "|---" * (5 + len(timed)) + "|"
     for name in registry.names("optim"):
-        f = figures.get(name, {})
-        ours, theirs = f.get("ours_ms"), f.get("theirs_ms")
-        target = (result or {"targets": {}})["targets"].get(name)
-        cells = [_first(name, "optim"), _line(name, "optim", "State"), _number(f.get("bytes_per_parameter"), ".3g"), _number(ours, ".1f")]
-        cells += [_number(theirs, ".1f"), _number(ours / theirs if ours and theirs else None, ".2f"), _number(target, ".2f")]
-        yield _row(f"[{name}](../bessemer/optim/{name}.py)", *cells)
+        of_each = [result["figures"].get(name, {}) for result in results]
+        held = next((f["bytes_per_parameter"] for f in of_each if f), None)
+        cells = [_first(name, "optim"), _line(name, "optim", "State"), _number(held, ".3g")]
+        for f in of_each:
+            ours, theirs = f.get("ours_ms"), f.get("theirs_ms")
+            cells += [_number(ours, ".1f"), _number(theirs, ".1f"), _number(ours / theirs if ours and theirs else None, ".2f")]
+        target = next((result["targets"][name] for result in results if name in result["targets"]), None)
+        yield _row(f"[{name}](../bessemer/optim/{name}.py)", *cells, _number(target, ".2f"))
+
+
+def _processor(result: dict[str, Any]) -> str:
+    """Whose: Intel or AMD."""
+    return str(result["machine"].split()[0].split("(")[0])
 
 
 def around() -> Iterator[str]:
@@ -118,10 +129,9 @@ def plain() -> Iterator[str]:
         rows = {n: r for n, r in result["figures"].items() if n != "best"}
         worse = [n for n, r in rows.items() if n != "adamw" and (r["final"] is None or r["final"] > rows["adamw"]["final"])]
         yield f"- {name}: ended above AdamW's loss, or not at all: {', '.join(sorted(worse)) or 'none'}."
-    result = _result("optimizers")
-    if result:
+    for result in filter(None, map(_result, MACHINES)):
         missed = [n for n, held in result["targets"]["held"].items() if not held]
-        yield f"- Targets of the update's speed or size that are missed: {', '.join(missed) or 'none'}."
+        yield f"- Targets of the update's speed or size that are missed, {_processor(result)}: {', '.join(missed) or 'none'}."
     yield "- More, with what was tried in vain: `LOG.md`."
 
 

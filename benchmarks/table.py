@@ -17,6 +17,15 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 WHOLE = README.parent / "docs" / "figures.md"
 BEGIN, END = "<!-- figures: python benchmarks/table.py --readme -->", "<!-- end of figures -->"
 
+UPDATES = {
+    "time of an update over the packages': AdamW": ("adamw", "ratio"),
+    "Muon": ("muon", "ratio"),
+    "8-bit AdamW": ("adamw8bit", "ratio"),
+    "GaLore": ("galore", "ratio"),
+    "APOLLO": ("apollo", "ratio"),
+    "APOLLO-Mini": ("apollo_mini", "ratio"),
+    "SOAP": ("soap", "ratio"),
+}
 CHIEF: dict[str, dict[str, tuple[str, ...]]] = {
     "throughput": {
         "tiny: times the best other": ("tiny", "ours", "times the best peer"),
@@ -49,17 +58,11 @@ CHIEF: dict[str, dict[str, tuple[str, ...]]] = {
         "our single process ": ("ours-fsdp", "times our single process"),
         "eight ranks' first step, s": ("eight ranks' first step, s",),
     },
-    "optimizers": {
-        "time of an update over the packages': AdamW": ("adamw", "ratio"),
-        "Muon": ("muon", "ratio"),
-        "8-bit AdamW": ("adamw8bit", "ratio"),
-        "GaLore": ("galore", "ratio"),
-        "APOLLO": ("apollo", "ratio"),
-        "APOLLO-Mini": ("apollo_mini", "ratio"),
-        "SOAP": ("soap", "ratio"),
-    },
+    "optimizers": UPDATES,
+    "optimizers_epyc": UPDATES,
     "workload_depth2": {"least share of AdamW's steps that the best takes to its loss": ("best", "share_of_reference_steps")},
     "workload_depth3": {"least share of AdamW's steps that the best takes to its loss": ("best", "share_of_reference_steps")},
+    "workload_wide2": {"the same with eight times the tokens a step": ("best", "share_of_reference_steps")},
 }
 """What README.md shows: benchmark -> label -> where the figure stands."""
 

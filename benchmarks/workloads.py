@@ -5,8 +5,8 @@ A workload is a file in benchmarks/workloads: a recipe, overrides, and a budget 
 first held-out measure at or below it, and a method that most seeds never bring there has none. Matrices are moved by the method, the
 rest by AdamW. What is done stays done: the same command goes on, and methods can be added later.
 
-Within one schedule no method gets there much before the rates fall, which is the last fifth. So the best one is trained again in nine tenths of
-AdamW's steps, in eight, and so on, its schedule ending there, for as long as the mean over seeds still reaches AdamW's final loss.
+Within one schedule no method gets there much before the rates fall, which is the last fifth. So the best one is trained again in six tenths of
+AdamW's steps, its schedule ending there, and then in fewer for as long as the mean over seeds still reaches AdamW's final loss, or in more until it does.
 
     python benchmarks/workloads.py depth2 [--only adamw,muon] [--seeds 3] [--tune 5] [--quick]
 """
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two methods, one seed, two rates, a hundredth of the budget")
     asked = parser.parse_args()
     work = tomllib.loads((FOLDER / f"{asked.workload}.toml").read_text())
-    names = asked.only.split(",") if asked.only else registry.names("optim")
+    names = asked.only.split(",") if asked.only else work.get("methods") or registry.names("optim")
     names = [REFERENCE, *(name for name in names if name != REFERENCE)]
     budget = work["budget"]
     if asked.quick:
@@ -51,7 +51,7 @@ def main() -> None:
         place(asked),
         budget=budget,
         seeds=asked.seeds,
-        tune={"lr": asked.tune},
+        tune=work.get("tune") or {"lr": asked.tune},
         overrides=work["overrides"],
         watch=observe.Lines(observe.to_stderr),
     )
@@ -75,10 +75,10 @@ def main() -> None:
 
 
 def shortened(asked: argparse.Namespace, work: dict[str, Any], name: str, tuned: dict[str, Any], steps: int, target: float) -> dict[float, float]:
-    """By share of the reference's steps: the mean final loss of a method trained in so many, down to the first that misses the target."""
+    """By share of the reference's steps: the mean final loss of a method trained in so many, to where it begins or ceases to reach the target."""
     found: dict[float, float] = {}
-    while not found or (min(found) > 0.35 and found[min(found)] <= target):
-        share = round(min(found, default=1.0) - 0.1, 1)
+    share, down = SHARE, True
+    while 0.25 < share < 0.95:
         table = compare(
             work["recipe"],
             {"optim.name": [name]} | {key: [value] for key, value in tuned.items()},
@@ -90,6 +90,11 @@ def shortened(asked: argparse.Namespace, work: dict[str, Any], name: str, tuned:
         )
         found[share] = table["variants"][0]["final"]
         print(f"{name} in {share:.1f} of {REFERENCE}'s steps: {found[share]:.4f}, target {target:.4f}", flush=True)
+        reached = found[share] <= target
+        down = reached if share == SHARE else down
+        if reached != down:
+            break
+        share = round(share - 0.1 if down else share + 0.1, 1)
     return found
 
 
