@@ -201,6 +201,7 @@ def turns(given: argparse.Namespace, shape: str, running: dict[str, Contender], 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", default="throughput", help="what the results are kept as, where another machine's are to stay")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--steps", type=int, default=4, help="of each contender in a turn")
@@ -231,7 +232,7 @@ def main() -> None:
     )
     holds = holds and all(table["ours"]["peak_mb"] <= min(row["peak_mb"] for row in table.values()) for table in figures.values())
     rounded = {s: {n: {k: round(v, 3) for k, v in t.items()} for n, t in table.items()} for s, table in figures.items()}
-    finish("throughput", rounded | {"dtype": given.dtype}, TARGETS, holds, given.quick)
+    finish(given.name, rounded | {"dtype": given.dtype}, TARGETS, holds, given.quick)
 
 
 if __name__ == "__main__":

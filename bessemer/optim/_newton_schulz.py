@@ -90,10 +90,12 @@ def subtract_orthogonal(places: Sequence[Tensor], matrices: Sequence[Tensor], ra
     if chosen and min(outputs, inputs) >= SMALL and series:
         ways = ROUGHLY if products.units() == "vectors" else EXACTLY
         stretch = _stretch(max(outputs, inputs) / min(outputs, inputs), steps, ways.steps)
-        together = 2 * torch.get_num_threads()
+        together = min(2 * torch.get_num_threads(), len(matrices))
+        side, length = sorted((outputs, inputs))
+        rooms = first.new_empty(5, together, side, side), first.new_empty(2, together, side, length)
         for begin in range(0, len(matrices), together):
             some = slice(begin, begin + together)
-            _iterate(matrices[some], series, places[some], rate, stretch, ways)
+            _iterate(matrices[some], series, places[some], rate, stretch, ways, rooms)
         return
     x = torch.stack(list(matrices))
     x = x.mT if outputs > inputs else x
@@ -115,15 +117,19 @@ def _stretch(aspect: float, steps: int, most: int) -> int:
     return min(1, min(most, steps), key=cost)
 
 
-def _iterate(matrices: Sequence[Tensor], series: Coefficients, places: Sequence[Tensor], rate: float, stretch: int, ways: Ways) -> None:
+def _iterate(
+    matrices: Sequence[Tensor], series: Coefficients, places: Sequence[Tensor], rate: float, stretch: int, ways: Ways, rooms: tuple[Tensor, Tensor]
+) -> None:
     """x <- p(G) x with p(G) = a + b G + c G^2 and G = x x^T, some steps at a time: Q, the product of their polynomials, and what G becomes are
     polynomials of the first G, so they commute and stay symmetric. The last x is subtracted from the places. Sides are taken so that G is the smaller.
+
+    Args:
+        stretch: steps at a time.
+        rooms: to work in, [5, matrices, shorter side, shorter side] and [2, matrices, shorter side, longer side], or more matrices.
     """
     wide, norms = _wide(matrices), _norms(matrices)
-    side, length = wide[0].shape
-    grams, polynomials, halves, wholes, spares = matrices[0].new_empty(5, len(wide), side, side)
+    grams, polynomials, halves, wholes, spares = rooms[0][:, : len(wide)]
     stretches = [series[start : start + stretch] for start in range(0, len(series), stretch)]
-    rooms = [list(matrices[0].new_empty(len(wide), side, length)) for _ in stretches[1:3]]
     x, scale = wide, [1.0 / norm for norm in norms]
     for number, some in enumerate(stretches, start=1):
         parts = ways.parts if len(some) > 1 else ways.rough
@@ -141,9 +147,9 @@ def _iterate(matrices: Sequence[Tensor], series: Coefficients, places: Sequence[
         if number == len(stretches):
             _subtract(wholes, x, places, [rate * s for s in scale], ways.rough)
             return
-        room = rooms[number % len(rooms)]
+        room = rooms[1][number % 2, : len(wide)]
         multiply([Product(q, m, to, alpha=s, parts=ways.rough) for q, m, to, s in zip(wholes, x, room, scale, strict=True)])
-        x, scale = room, [1.0] * len(wide)
+        x, scale = list(room), [1.0] * len(wide)
 
 
 def _wide(matrices: Sequence[Tensor]) -> list[Tensor]:

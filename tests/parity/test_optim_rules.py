@@ -279,8 +279,9 @@ def test_sophia():
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_soap(decay):
+    """Square matrices: of others the longer side's second moments begin singular, and rounding alone decides on their null space's basis."""
     theirs = lambda p: po.SOAP(p, lr=3e-3, betas=(0.95, 0.95), weight_decay=decay, precondition_frequency=6)  # noqa: E731
-    same("soap", theirs, shapes=SHAPES[:4], lr=3e-3, weight_decay=decay, every=6, sides="both")
+    same("soap", theirs, shapes=[(16, 16), (24, 24), (40, 40), (12,)], lr=3e-3, weight_decay=decay, every=6, sides="both")
 
 
 def test_soap_with_one_side():
