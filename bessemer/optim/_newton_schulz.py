@@ -70,7 +70,8 @@ def orthogonalise(matrices: Tensor, steps: int, polynomial: Polynomial = "minima
     """The nearest semi-orthogonal matrices, roughly.
 
     Args:
-        matrices: [count, outputs, inputs], of any floating type; computed in the type this machine multiplies fastest.
+        matrices: [count, outputs, inputs], of any floating type; computed in the type an accelerator multiplies
+            fastest, on a processor in float32 or as `Ways` says.
         steps: polynomials applied, one after another.
 
     Returns:
@@ -86,8 +87,7 @@ def subtract_orthogonal(places: Sequence[Tensor], matrices: Sequence[Tensor], ra
     outputs, inputs = matrices[0].shape
     rate *= math.sqrt(max(1.0, outputs / inputs))
     series, first = coefficients(steps, polynomial), matrices[0]
-    chosen = first.is_cpu and first.dtype == torch.float32 and (products.fast() or device.compute_dtype() == torch.float32)
-    if chosen and min(outputs, inputs) >= SMALL and series:
+    if first.is_cpu and first.dtype == torch.float32 and min(outputs, inputs) >= SMALL and series:
         ways = ROUGHLY if products.units() == "vectors" else EXACTLY
         stretch = _stretch(max(outputs, inputs) / min(outputs, inputs), steps, ways.steps)
         together = min(2 * torch.get_num_threads(), len(matrices))
@@ -99,7 +99,8 @@ def subtract_orthogonal(places: Sequence[Tensor], matrices: Sequence[Tensor], ra
         return
     x = torch.stack(list(matrices))
     x = x.mT if outputs > inputs else x
-    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=TINY)).to(device.compute_dtype())
+    kind = torch.float32 if first.is_cpu else device.compute_dtype()  # on a processor small ones gain nothing from rounding
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=TINY)).to(kind)
     for a, b, c in series:
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
