@@ -81,4 +81,4 @@ def test_tasks_with_heads_of_their_own_pass_through_stages(ranks, mesh, parallel
         assert found["loss"] == pytest.approx(alone["loss"], rel=1e-5)
         assert found["terms"] == pytest.approx(alone["terms"], rel=1e-5)
         for name, value in alone["gradients"].items():
-            torch.testing.assert_close(found["gradients"][name], value, rtol=1e-5, atol=1e-7, msg=name)
+            torch.testing.assert_close(found["gradients"][name], value, rtol=1e-5, atol=1e-6, msg=name)
