@@ -97,7 +97,10 @@ def _job(each: dict[str, Tensor], rows: int, columns: int) -> bytes:
 
 
 def _plain(value: Any) -> bool:
-    return type(value) in (Tensor, torch.nn.Parameter) and value.is_cpu and value.dtype == torch.float32 and value.is_contiguous()
+    return type(value) in _OWN and value.is_cpu and value.dtype == torch.float32 and value.is_contiguous()
+
+
+_OWN = frozenset((Tensor, torch.nn.Parameter))
 
 
 def _run(kernel: Any, columns: Sequence[Sequence[Any]], last: Any) -> None:

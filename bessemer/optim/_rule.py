@@ -267,8 +267,8 @@ def matrices(group: Group, members: Iterable[Tensor], state: Any) -> Iterator[tu
         if member.ndim < 2:
             continue
         rows = list(parts[id(member)]) or [member.shape[0]]
-        weights = member.detach().view(member.shape[0], -1).split(rows)
-        slopes = member.grad.reshape(member.shape[0], -1).split(rows)  # type: ignore[union-attr]
+        weights = member.detach().view(member.shape[0], -1).split_with_sizes(rows)
+        slopes = member.grad.reshape(member.shape[0], -1).split_with_sizes(rows)  # type: ignore[union-attr]
         numbers = range(len(rows)) if len(rows) > 1 else [None]
         yield member, [Matrix(w, g, state[member], n) for w, g, n in zip(weights, slopes, numbers, strict=True)]
 

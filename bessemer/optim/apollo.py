@@ -118,7 +118,11 @@ class Apollo(LowRank):
     def move(self, group: Group, step: int, batch: list[Matrix]) -> None:
         """Scales each matrix's gradient and subtracts it."""
         factors = self._of_channels(batch, step) if self.chained else self._of_batch(batch, step)
-        norms = list(torch._foreach_norm(torch._foreach_mul(factors, [self.norms[id(matrix)] for matrix in batch])))
+        sizes = [self.norms[id(matrix)] for matrix in batch]
+        if self.by == "tensor":
+            norms = list((torch.stack(factors) * torch.stack(sizes)).unbind())
+        else:
+            norms = list(torch._foreach_norm(torch._foreach_mul(factors, sizes)))
         limited = torch._foreach_div(factors, norm_growth(batch, norms, self.limit))
         size = math.sqrt(self.scale) * group["lr"] * self.correction(step)
         subtract(batch, limited, size, 1.0 - group["lr"] * group["weight_decay"])
@@ -142,9 +146,11 @@ class Apollo(LowRank):
             lows = [self.lows[id(matrix)] for matrix in batch]
         else:
             lows = self.project(batch, [self.projection(min(m.gradient.shape), step, m.gradient) for m in batch])
-        norms = channel_norms if self.by == "channel" else torch._foreach_norm
-        inside = list(norms(lows))  # before the directions, which may take their place
-        return list(torch._foreach_div(norms(self.adam(batch, lows)), torch._foreach_add(inside, 1e-8)))
+        if self.by == "tensor":
+            inside = torch.stack(torch._foreach_norm(lows))  # before the directions, which may take their place
+            return list((torch.stack(torch._foreach_norm(self.adam(batch, lows))) / (inside + 1e-8)).unbind())
+        before = channel_norms(lows)
+        return list(torch._foreach_div(channel_norms(self.adam(batch, lows)), torch._foreach_add(before, 1e-8)))
 
     def state_bytes(self, shape: Any, width: int = 4, parts: Any = ()) -> int:
         """Two moments and a norm."""
