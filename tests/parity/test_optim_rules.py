@@ -36,7 +36,7 @@ def leaves(values):
     return [torch.nn.Parameter(v.clone()) for v in values]
 
 
-def same(name, theirs, shapes=SHAPES, tolerance=1e-5, prepare=None, **options):
+def assert_same(name, theirs, shapes=SHAPES, tolerance=1e-5, prepare=None, **options):
     """Ours by name and options against `theirs`, a function of parameters."""
     start, gradients = problem(shapes)
     mine, other = leaves(start), leaves(start)
@@ -67,7 +67,7 @@ def split(params, **options):
 
 
 def test_adamw():
-    same("adamw", lambda p: torch.optim.AdamW(p, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1, foreach=False), lr=1e-2)
+    assert_same("adamw", lambda p: torch.optim.AdamW(p, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1, foreach=False), lr=1e-2)
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0])
@@ -75,7 +75,7 @@ def test_lion(decay):
     pytest.importorskip("lion_pytorch")
     from lion_pytorch import Lion
 
-    same("lion", lambda p: Lion(p, lr=1e-3, betas=(0.9, 0.99), weight_decay=decay), lr=1e-3, weight_decay=decay)
+    assert_same("lion", lambda p: Lion(p, lr=1e-3, betas=(0.9, 0.99), weight_decay=decay), lr=1e-3, weight_decay=decay)
 
 
 def test_lamb_without_correction():
@@ -84,7 +84,7 @@ def test_lamb_without_correction():
     def theirs(p):
         return po.Lamb(p, lr=1e-2, betas=(0.9, 0.999), weight_decay=0.1, weight_decouple=False, eps=1e-6, adam_debias=True)
 
-    same("lamb", theirs, lr=1e-2, weight_decay=0.1, correct=False, most=10.0)
+    assert_same("lamb", theirs, lr=1e-2, weight_decay=0.1, correct=False, most=10.0)
 
 
 def test_lamb_as_published():
@@ -105,25 +105,25 @@ def test_lamb_as_published():
                 r = (s["m"] / (1 - 0.9 ** s["t"])) / ((s["v"] / (1 - 0.999 ** s["t"])).sqrt() + 1e-6) + 0.1 * w
                 p.copy_(w - 1e-2 * w.norm() / r.norm() * r)
 
-    same("lamb", Published, lr=1e-2, weight_decay=0.1)
+    assert_same("lamb", Published, lr=1e-2, weight_decay=0.1)
 
 
 def test_lars():
-    same("lars", lambda p: po.LARS(p, lr=1.0, momentum=0.9, weight_decay=1e-3, trust_coefficient=0.01), lr=1.0, weight_decay=1e-3, trust=0.01)
+    assert_same("lars", lambda p: po.LARS(p, lr=1.0, momentum=0.9, weight_decay=1e-3, trust_coefficient=0.01), lr=1.0, weight_decay=1e-3, trust=0.01)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_adafactor_against_torch(decay):
     """torch caps the rate by 1 / sqrt(t) and has no epsilon in the means; neither shows here."""
     theirs = lambda p: torch.optim.Adafactor(p, lr=1e-2, weight_decay=decay, eps=(1e-15, 1e-3), foreach=False)  # noqa: E731
-    same("adafactor", theirs, lr=1e-2, weight_decay=decay)
+    assert_same("adafactor", theirs, lr=1e-2, weight_decay=decay)
 
 
 def test_adafactor_against_transformers():
     pytest.importorskip("transformers")
     from transformers.optimization import Adafactor
 
-    same("adafactor", lambda p: Adafactor(p, lr=1e-2, relative_step=False, scale_parameter=True), lr=1e-2)
+    assert_same("adafactor", lambda p: Adafactor(p, lr=1e-2, relative_step=False, scale_parameter=True), lr=1e-2)
 
 
 def test_sgd_sai():
@@ -145,7 +145,7 @@ def test_sgd_sai():
                 s["m"] = p.grad.clone() if "m" not in s else 0.9 * s["m"] + 0.1 * p.grad
                 p.mul_(1 - 0.01 * 0.1).sub_(0.1 * s["gsnr"] / most * s["m"])
 
-    same("sgd_sai", Published, lr=0.1)
+    assert_same("sgd_sai", Published, lr=0.1)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -163,7 +163,7 @@ def test_galore(decay, monkeypatch):
             no_deprecation_warning=True,
         )
 
-    same("galore", theirs, lr=1e-2, rank=4, refresh=7, weight_decay=decay)
+    assert_same("galore", theirs, lr=1e-2, rank=4, refresh=7, weight_decay=decay)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -192,7 +192,7 @@ def test_apollo(mini, decay, monkeypatch):
 
         monkeypatch.setattr(GradientProjector, "update_ortho_matrix", shared)
 
-    same("apollo_mini" if mini else "apollo", theirs, prepare=prepare, lr=1e-3, refresh=7, weight_decay=decay, **ours)
+    assert_same("apollo_mini" if mini else "apollo", theirs, prepare=prepare, lr=1e-3, refresh=7, weight_decay=decay, **ours)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -209,7 +209,7 @@ def test_fira(decay):
         patch.setattr(GaLoreProjector, "project", lambda self, grad, step, **more: before(self, grad, step - 1, **more))
 
     with pytest.MonkeyPatch.context() as patch:
-        same("fira", theirs, prepare=prepare, lr=1e-2, rank=4, refresh=7, weight_decay=decay)
+        assert_same("fira", theirs, prepare=prepare, lr=1e-2, rank=4, refresh=7, weight_decay=decay)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -224,7 +224,7 @@ def test_quantised_adamw(bits, decay):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", lambda function, **options: function)
-        same(f"adamw{bits}bit", theirs, shapes=[(64, 128), (96,), (32, 160)], lr=1e-3, weight_decay=decay)
+        assert_same(f"adamw{bits}bit", theirs, shapes=[(64, 128), (96,), (32, 160)], lr=1e-3, weight_decay=decay)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -237,7 +237,7 @@ def test_schedule_free_adamw(decay):
         made.train()
         return made
 
-    same("schedule_free_adamw", theirs, lr=1e-2, weight_decay=decay)
+    assert_same("schedule_free_adamw", theirs, lr=1e-2, weight_decay=decay)
 
 
 def test_schedule_free_average():
@@ -281,17 +281,17 @@ def test_sophia():
 def test_soap(decay):
     """Square matrices: of others the longer side's second moments begin singular, and rounding alone decides on their null space's basis."""
     theirs = lambda p: po.SOAP(p, lr=3e-3, betas=(0.95, 0.95), weight_decay=decay, precondition_frequency=6)  # noqa: E731
-    same("soap", theirs, shapes=[(16, 16), (24, 24), (40, 40), (12,)], lr=3e-3, weight_decay=decay, every=6, sides="both")
+    assert_same("soap", theirs, shapes=[(16, 16), (24, 24), (40, 40), (12,)], lr=3e-3, weight_decay=decay, every=6, sides="both")
 
 
 def test_soap_with_one_side():
     """The package with sides beyond its limit left alone is ours with the same limit."""
     theirs = lambda p: po.SOAP(p, lr=3e-3, betas=(0.95, 0.95), weight_decay=0.0, precondition_frequency=6, max_precondition_dim=20)  # noqa: E731
-    same("soap", theirs, shapes=[(24, 16), (16, 40), (12,)], lr=3e-3, weight_decay=0.0, every=6, sides="both", most=20)
-    same("soap", theirs, shapes=[(24, 16), (16, 40), (12,)], lr=3e-3, weight_decay=0.0, every=6)
+    assert_same("soap", theirs, shapes=[(24, 16), (16, 40), (12,)], lr=3e-3, weight_decay=0.0, every=6, sides="both", most=20)
+    assert_same("soap", theirs, shapes=[(24, 16), (16, 40), (12,)], lr=3e-3, weight_decay=0.0, every=6)
 
 
 def test_shampoo():
     """Matrices only: for a vector the package keeps a full matrix, ours the diagonal."""
     theirs = lambda p: po.Shampoo(p, lr=1e-2, matrix_eps=1e-4)  # noqa: E731
-    same("shampoo", theirs, shapes=[(24, 16), (16, 40), (32, 32)], lr=1e-2, eps=1e-4, every=1)
+    assert_same("shampoo", theirs, shapes=[(24, 16), (16, 40), (32, 32)], lr=1e-2, eps=1e-4, every=1)
