@@ -39,10 +39,15 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     shape = argparse.Namespace(json="--json" in argv, folder=None)
     try:
-        return _dispatch(argv, shape)
+        status = _dispatch(argv, shape)
+        sys.stdout.flush()
+        return status
     except BessemerError as error:
         return _fail(shape, 2, error.describe())
-    except (KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read has gone, as `head` does; what is left to flush at the end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 130
     except Exception as error:  # ours: kept in a file for whoever mends it
         from bessemer.core.work import Stopped

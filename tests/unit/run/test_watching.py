@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -220,3 +221,14 @@ def test_a_run_says_what_to_look_at(here, capsys):
     value = json.loads(capsys.readouterr().out)
     assert [stage["made"] for stage in value["stages"].values()] == [False, False, False]
     assert (here / "runs/r/log.txt").read_text().count("unchanged, kept") == 3
+
+
+def test_a_reader_that_goes_is_no_fault(tmp_path):
+    """As when a model's text, which is written piece by piece, goes to `head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = "import sys; from bessemer import cli; cli._dispatch = lambda *_: sys.stdout.write('a piece'); sys.exit(cli.main(['generate']))"
+    env = os.environ | {"PYTHONPATH": str(registry.PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (130, "")
