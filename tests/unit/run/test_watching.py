@@ -228,7 +228,7 @@ def test_a_reader_that_goes_is_no_fault(tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
     program = "import sys; from bessemer import cli; cli._dispatch = lambda *_: sys.stdout.write('a piece'); sys.exit(cli.main(['generate']))"
-    env = os.environ | {"PYTHONPATH": str(registry.PACKAGE.parent)}
+    env = os.environ | {"PYTHONPATH": str(registry.PACKAGE.parent), "PYTHONUNBUFFERED": ""}
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(writing)
     assert (done.returncode, done.stderr) == (130, "")
