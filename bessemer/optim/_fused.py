@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Sequence
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def not_finite(gradients: Sequence[Tensor]) -> list[bool] | None:
     return [bool(found) for found in bad]
 
 
-FIELDS = ("weight", "gradient", "factors", "basis", "norms", "low")
+FIELDS = ("weight", "gradient", "factors", "norms")
 _MATRIX = struct.Struct(f"{len(FIELDS)}P2qi4x")
 """As `matrix` in _kernels.c: addresses, [rows, columns], and whether channels are rows."""
 
@@ -94,6 +95,37 @@ def matrices(name: str, found: Sequence[dict[str, Tensor]], *numbers: int | floa
 
 def _job(each: dict[str, Tensor], rows: int, columns: int) -> bytes:
     return _MATRIX.pack(*[each[key].data_ptr() if key in each else 0 for key in FIELDS], rows, columns, rows >= columns)
+
+
+_SLIM = struct.Struct("7P2qf4x2i")
+"""As `slim` in _kernels.c."""
+
+
+def reaches(*tensors: Tensor) -> bool:
+    """Whether the kernels work on these."""
+    return _native.library() is not None and all(map(_plain, tensors))
+
+
+def slim_job(on: Sequence[Tensor], low: int, shape: Sequence[int], size: float, fresh: bool) -> bytes:
+    """A matrix for `slim_steps`.
+
+    Args:
+        on: its weight, its gradient, the vector it is projected on, both moments and the last update's norm.
+        low: the address of room for as many numbers as its longer side has.
+        size: of the update.
+        fresh: whether there was no update yet.
+    """
+    weight, gradient, basis, *kept = (t.data_ptr() for t in on)
+    return _SLIM.pack(weight, gradient, basis, low, *kept, *shape, size, shape[0] >= shape[1], fresh)
+
+
+def slim_steps(weights: Sequence[Sequence[bytes]], numbers: Sequence[float]) -> list[bool]:
+    """APOLLO at rank 1 on the matrices of several weights; which of these were left alone, as their gradient is not finite."""
+    many = len(weights)
+    ends, bad = (ctypes.c_long * many)(*accumulate(map(len, weights))), (ctypes.c_uint8 * many)()
+    jobs = ctypes.create_string_buffer(b"".join(chain.from_iterable(weights)))
+    _native.library().slim_steps(jobs, ends, ctypes.c_long(many), (ctypes.c_float * len(numbers))(*numbers), bad)  # type: ignore[union-attr]
+    return list(map(bool, bad))
 
 
 def _plain(value: Any) -> bool:

@@ -219,8 +219,8 @@ void scale(long rows, long columns, float *const *on, const long *strides, const
 /* Whole matrices, [rows, columns] each and without gaps, a thread a matrix. Sums run over a row in float32, over rows in double precision. */
 typedef struct {
     float *weight;
-    const float *gradient, *factors, *basis;
-    float *norms, *low;
+    const float *gradient, *factors;
+    float *norms;
     long rows, columns;
     int tall; /* channels are rows; otherwise columns */
 } matrix;
@@ -244,38 +244,6 @@ void channel_norms(const matrix *all, long count) {
     }
 }
 
-/* norms[0]: of the whole; low: the projection on one vector, a number for each channel. */
-void rank_one(const matrix *all, long count) {
-#pragma omp parallel for schedule(dynamic)
-    for (long n = 0; n < count; n++) {
-        const matrix a = all[n];
-        double whole = 0;
-        for (long i = 0; !a.tall && i < a.columns; i++) a.low[i] = 0;
-        for (long r = 0; r < a.rows; r++) {
-            const float *restrict from = a.gradient + r * a.columns;
-            const float *restrict basis = a.basis;
-            float square = 0, sum = 0;
-            if (a.tall) {
-#pragma omp simd reduction(+ : sum, square)
-                for (long i = 0; i < a.columns; i++) {
-                    square += from[i] * from[i];
-                    sum += from[i] * basis[i];
-                }
-                a.low[r] = sum;
-            } else {
-                float *restrict to = a.low, factor = basis[r];
-#pragma omp simd reduction(+ : square)
-                for (long i = 0; i < a.columns; i++) {
-                    square += from[i] * from[i];
-                    to[i] = __builtin_fmaf(factor, from[i], to[i]);
-                }
-            }
-            whole += square;
-        }
-        a.norms[0] = (float)__builtin_sqrt(whole);
-    }
-}
-
 /* weight = shrink (weight - size factor gradient); by: 0 one factor for all, 1 one a channel. */
 void scaled(const matrix *all, long count, int by, float size, float shrink) {
 #pragma omp parallel for schedule(dynamic)
@@ -292,5 +260,74 @@ void scaled(const matrix *all, long count, int by, float size, float shrink) {
                 for (long i = 0; i < a.columns; i++) to[i] = shrink * __builtin_fmaf(factor, from[i], to[i]);
             }
         }
+    }
+}
+
+/* A matrix of APOLLO at rank 1: its gradient is projected on one vector, `basis`, to `low`, a number for each channel. */
+typedef struct {
+    float *weight;
+    const float *gradient, *basis;
+    float *low, *first, *second, *norm; /* norm: of the last update, which limits this one's, unless there was none */
+    long rows, columns;
+    float size; /* of the update, and its gradient's norm, which is found here */
+    float whole;
+    int tall, fresh;
+} slim;
+
+static void project(slim *a) {
+    const long columns = a->columns;
+    double whole = 0;
+    for (long i = 0; !a->tall && i < columns; i++) a->low[i] = 0;
+    for (long r = 0; r < a->rows; r++) {
+        const float *restrict from = a->gradient + r * columns;
+        float square = 0;
+        if (a->tall) {
+            const float *restrict basis = a->basis;
+            float sum = 0;
+#pragma omp simd reduction(+ : sum, square)
+            for (long i = 0; i < columns; i++) {
+                square += from[i] * from[i];
+                sum += from[i] * basis[i];
+            }
+            a->low[r] = sum;
+        } else {
+            const float factor = a->basis[r];
+            float *restrict to = a->low;
+#pragma omp simd reduction(+ : square)
+            for (long i = 0; i < columns; i++) {
+                square += from[i] * from[i];
+                to[i] = __builtin_fmaf(factor, from[i], to[i]);
+            }
+        }
+        whole += square;
+    }
+    a->whole = (float)__builtin_sqrt(whole);
+}
+
+/* numbers: those of directions_of, shrink, and by how much the update's norm may grow. */
+static void move_slim(const slim *a, const float *numbers) {
+    const long channels = a->tall ? a->rows : a->columns, count = a->rows * a->columns;
+    const float inside = norm_of(a->low, channels), shrink = numbers[4], limit = numbers[5];
+    directions_of(a->low, a->low, a->first, a->second, channels, numbers, 1.0f);
+    const float factor = norm_of(a->low, channels) / (inside + 1e-8f), norm = factor * a->whole;
+    const float grown = norm / (*a->norm + 1e-8f), divisor = a->fresh || grown < limit ? 1 : grown / limit;
+    *a->norm = norm / divisor;
+    const float by = -a->size * (factor / divisor);
+    float *restrict to = a->weight;
+    const float *restrict from = a->gradient;
+    for (long i = 0; i < count; i++) to[i] = shrink * __builtin_fmaf(by, from[i], to[i]);
+}
+
+/* APOLLO at rank 1 on the matrices of several weights, whose ends are given, a thread a weight, which stays in the cache from the projection to the
+   update. A weight whose gradient is not finite is marked as bad and left alone. */
+void slim_steps(slim *all, const long *ends, long weights, const float *numbers, uint8_t *bad) {
+#pragma omp parallel for schedule(dynamic)
+    for (long n = 0; n < weights; n++) {
+        slim *begin = all + (n ? ends[n - 1] : 0), *end = all + ends[n];
+        for (slim *a = begin; a < end; a++) {
+            project(a);
+            if (!(a->whole <= 3.4e38f)) bad[n] = 1;
+        }
+        for (slim *a = begin; a < end && !bad[n]; a++) move_slim(a, numbers);
     }
 }

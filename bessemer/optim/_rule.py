@@ -68,9 +68,13 @@ class Rule(torch.optim.Optimizer):
         """One update from the gradients that are there."""
         with matrix_products(self.products):
             for group in self.param_groups:
-                members = self.sound(group, [p for p in group["params"] if p.grad is not None])
-                if members:
-                    self.update(group, members)
+                self.advance(group, [p for p in group["params"] if p.grad is not None])
+
+    def advance(self, group: Group, members: list[Tensor]) -> None:
+        """Has `update` move those whose gradient is finite."""
+        members = self.sound(group, members)
+        if members:
+            self.update(group, members)
 
     def sound(self, group: Group, members: list[Tensor]) -> list[Tensor]:
         """The members whose gradient is finite."""
@@ -266,11 +270,14 @@ def matrices(group: Group, members: Iterable[Tensor], state: Any) -> Iterator[tu
     for member in members:
         if member.ndim < 2:
             continue
-        rows = list(parts[id(member)]) or [member.shape[0]]
-        weights = member.detach().view(member.shape[0], -1).split_with_sizes(rows)
-        slopes = member.grad.reshape(member.shape[0], -1).split_with_sizes(rows)  # type: ignore[union-attr]
-        numbers = range(len(rows)) if len(rows) > 1 else [None]
-        yield member, [Matrix(w, g, state[member], n) for w, g, n in zip(weights, slopes, numbers, strict=True)]
+        weight, slope, rows, mine = member.detach(), member.grad, list(parts[id(member)]), state[member]
+        if member.ndim > 2:
+            weight, slope = weight.view(member.shape[0], -1), slope.reshape(member.shape[0], -1)  # type: ignore[union-attr]
+        if len(rows) < 2:
+            yield member, [Matrix(weight, slope, mine, None)]  # type: ignore[arg-type]
+            continue
+        pairs = zip(weight.split_with_sizes(rows), slope.split_with_sizes(rows), strict=True)  # type: ignore[union-attr]
+        yield member, [Matrix(w, g, mine, n) for n, (w, g) in enumerate(pairs)]
 
 
 def shapes(shape: Sequence[int], parts: Sequence[int]) -> list[tuple[int, int]]:

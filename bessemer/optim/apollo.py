@@ -58,7 +58,6 @@ class Apollo(LowRank):
         self.at_hand: dict[int, tuple[int, Tensor]] = {}
         self.found: dict[Tensor, list[Matrix]] = {}  # this step's matrices and their gradients' norms, by identity
         self.norms: dict[int, Tensor] = {}
-        self.lows: dict[int, Tensor] = {}  # those that were found along with the norms
         super().__init__(params, lr, weight_decay, betas, eps, rank, refresh, states, products)
 
     def projection(self, side: int, step: int, like: Tensor) -> Tensor:
@@ -91,24 +90,10 @@ class Apollo(LowRank):
 
     def _norms(self, batch: list[Matrix]) -> list[Tensor]:
         """Of each matrix, or of each of its channels."""
-        self.lows = {}
-        if self.by == "tensor":
-            return (self._at_rank_one(batch) or list(torch._foreach_norm([matrix.gradient for matrix in batch]))) if batch else []
-        return channel_norms([matrix.gradient for matrix in batch])
-
-    def _at_rank_one(self, batch: list[Matrix]) -> list[Tensor]:
-        """The norms and, in the same pass over the gradients, their projections; nothing if the rank is another or no kernel does this."""
-        if self.rank != 1:
-            return []
-        like, sides = batch[0].gradient, [max(matrix.gradient.shape) for matrix in batch]
-        found = []
-        for matrix, norm, low in zip(batch, like.new_empty(len(batch)).unbind(), like.new_empty(sum(sides)).split(sides), strict=True):
-            basis = self.projection(min(matrix.gradient.shape), matrix.state.get("step", 0) + 1, like)
-            found.append({"gradient": matrix.gradient, "basis": basis, "norms": norm, "low": low[:, None] if matrix.tall else low[None]})
-        if not _fused.matrices("rank_one", found):
-            return []
-        self.lows = {id(matrix): each["low"] for matrix, each in zip(batch, found, strict=True)}
-        return [each["norms"] for each in found]
+        found = [matrix.gradient for matrix in batch]
+        if self.by == "channel":
+            return channel_norms(found)
+        return list(torch._foreach_norm(found)) if found else []
 
     @property
     def chained(self) -> bool:
@@ -142,10 +127,7 @@ class Apollo(LowRank):
 
     def _of_batch(self, batch: list[Matrix], step: int) -> list[Tensor]:
         """Each channel's factor, or each matrix's."""
-        if self.lows:
-            lows = [self.lows[id(matrix)] for matrix in batch]
-        else:
-            lows = self.project(batch, [self.projection(min(m.gradient.shape), step, m.gradient) for m in batch])
+        lows = self.project(batch, [self.projection(min(m.gradient.shape), step, m.gradient) for m in batch])
         if self.by == "tensor":
             inside = torch.stack(torch._foreach_norm(lows))  # before the directions, which may take their place
             return list((torch.stack(torch._foreach_norm(self.adam(batch, lows))) / (inside + 1e-8)).unbind())

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from bessemer.optim._rule import Products
+from torch import Tensor
+
+from bessemer.optim import _fused
+from bessemer.optim._low_rank import MOMENTS
+from bessemer.optim._rule import Group, Matrix, Products, matrices
 from bessemer.optim.apollo import Apollo
 
 
@@ -48,3 +53,41 @@ class ApolloMini(Apollo):
             seed=seed,
             products=products,
         )
+
+    def advance(self, group: Group, members: list[Tensor]) -> None:
+        """Moves what one kernel can judge and move while it is in the cache, and the rest as APOLLO does."""
+        reached = [p for p in members if p.ndim >= 2 and _fused.reaches(p, p.grad)]  # type: ignore[arg-type]
+        found = {p: of for p, of in matrices(group, reached, self.state) if all(self.projects(*m.weight.shape) for m in of)}
+        if found:
+            self._in_one_pass(group, found)
+        super().advance(group, [p for p in members if p not in found])
+
+    def _in_one_pass(self, group: Group, found: dict[Tensor, list[Matrix]]) -> None:
+        lows = next(iter(found)).new_empty(sum(max(m.weight.shape) for of in found.values() for m in of))
+        low = lows.data_ptr()
+        jobs: list[list[bytes]] = []
+        for p, of in found.items():
+            step = self.state[p].get("step", 0) + 1
+            size = math.sqrt(self.scale) * group["lr"] * self.correction(step)
+            jobs.append([])
+            for m in of:
+                basis = self.projection(min(m.weight.shape), step, m.gradient)
+                fresh = MOMENTS[0] not in m
+                jobs[-1].append(_fused.slim_job((m.weight, m.gradient, basis, *self._kept(m)), low, m.weight.shape, size, fresh))
+                low += max(m.weight.shape) * lows.element_size()
+        lean, keep = 1.0 - self.betas[0], self.betas[1]
+        numbers = lean, keep, 1.0 - keep, self.eps, 1.0 - group["lr"] * group["weight_decay"], self.limit
+        for p, bad in zip(found, _fused.slim_steps(jobs, numbers), strict=True):
+            if not bad:
+                self.state[p]["step"] = self.state[p].get("step", 0) + 1
+            elif "step" not in self.state[p]:
+                del self.state[p]  # it never moved, and has nothing to keep
+
+    def _kept(self, matrix: Matrix) -> tuple[Tensor, ...]:
+        """Both moments and the last update's norm."""
+        if MOMENTS[0] not in matrix:
+            rows, columns = matrix.weight.shape
+            for key in MOMENTS:
+                matrix[key] = matrix.weight.new_zeros((rows, 1) if matrix.tall else (1, columns))
+            matrix["norm"] = matrix.weight.new_zeros(())
+        return tuple(matrix[key] for key in (*MOMENTS, "norm"))

@@ -14,6 +14,7 @@ CASES = [
     ("galore", {"rank": 24}, WIDE_AND_TALL),
     ("galore", {"rank": 24, "weight_decay": 0.5, "scale": 1.0}, WIDE_AND_TALL),
     ("apollo", {"rank": 24}, WIDE_AND_TALL),
+    ("apollo_mini", {"weight_decay": 0.5}, WIDE_AND_TALL),
     ("soap", {"every": 2}, WIDE_AND_TALL),
     ("soap", {"every": 2, "sides": "both"}, SQUARE),  # of others the longer side's basis is arbitrary where there is no gradient
 ]
@@ -47,14 +48,14 @@ def test_pieces_in_chains_are_the_whole_by_torch(name, options, shapes, monkeypa
 
 
 @pytest.mark.skipif(not products.fast(), reason="torch multiplies here")
-@pytest.mark.parametrize("name", ["galore", "apollo"])
+@pytest.mark.parametrize(("name", "options"), [("galore", {"rank": 24}), ("apollo", {"rank": 24}), ("apollo_mini", {})])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_a_weight_with_one_bad_number_in_one_of_its_matrices_is_left_alone(name, bad, monkeypatch):
+def test_a_weight_with_one_bad_number_in_one_of_its_matrices_is_left_alone(name, options, bad, monkeypatch):
     monkeypatch.setattr(products, "ENOUGH", 0)
     made = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(shape, generator=made)) for shape, _ in WIDE_AND_TALL]
     group = {"params": params, "parts": [cut for _, cut in WIDE_AND_TALL]}
-    optimizer = registry.choose("optim", {"name": name, "rank": 24, "refresh": 50})([group])
+    optimizer = registry.choose("optim", {"name": name, "refresh": 50, **options})([group])
     for step in range(4):
         for p in params:
             p.grad = torch.randn(p.shape, generator=made)
