@@ -19,3 +19,6 @@ def noise_ramp(progress: Progress, *, start: float = 0.125, most: float = 1.0, r
     if not (math.isfinite(wanted) and wanted > 0.0):
         return most
     return min(most, max(start, 2.0 ** math.floor(math.log2(wanted))))
+
+
+noise_ramp.follows = "noise_scale"  # type: ignore[attr-defined]

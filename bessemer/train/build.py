@@ -190,7 +190,7 @@ def run(
     energy: Callable[[], dict[str, Any]],
 ) -> Run:
     """Everything the loop needs, made from validated options; raises BessemerError where they contradict each other or don't fit the data."""
-    _check(work, schedule)
+    _check(work, schedule, around)
     memory.tune()
     model = model.to(device.device()).train()
     objectives = feeds.objectives(work, model, task, tokenizer, along(world.group(*ROWS)))
@@ -243,10 +243,14 @@ def run(
     return built
 
 
-def _check(work: Work, schedule: dict[str, Choice]) -> None:
-    for name in schedule:
+def _check(work: Work, schedule: dict[str, Choice], around: list[Choice]) -> None:
+    for name, choice in schedule.items():
         if name not in ("lr", "batch"):
             raise RecipeError(f"there is nothing called '{name}' to schedule", key=f"{work.name}.schedule.{name}", mend="there is lr and batch")
+        follows = getattr(choice.target, "follows", None)
+        if follows and follows not in [method.name for method in around]:
+            problem = f"{choice.name} follows what {follows} measures, which isn't there"
+            raise RecipeError(problem, key=f"{work.name}.schedule.{name}", mend=f'add around = [{{ name = "{follows}" }}]')
 
 
 def _check_per_layer(run: Run) -> None:
@@ -258,6 +262,10 @@ def _check_per_layer(run: Run) -> None:
         problem = f"the gradient is to be clipped at {run.clip}", "clip", "clip = inf"
     elif run.guard.holds_back:
         problem = "the guard is to hold bad updates back", "guard", 'guard = "watch"'
+    elif isinstance(run.engine, Balanced):
+        problem = "balance weighs whole gradients against each other", "balance", "leave balance out"
+    elif len(run.engine.objectives) > 1:
+        problem = f"each of the tasks {', '.join(run.engine.objectives)} has a micro-batch of its own", "task", "mixed = true, or one task"
     elif run.micro_batch != run.global_rows or "batch" in run.schedules:
         problem = f"a batch of {run.global_rows} rows is taken in parts of {run.micro_batch}", "micro_batch", "micro_batch as large as batch"
     if problem:

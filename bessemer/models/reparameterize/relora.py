@@ -19,8 +19,9 @@ def relora(
 ) -> nn.Module:  # fmt: skip
     """LoRA merged into the weight and begun anew every so many updates, so that the sum has a high rank (Lialin et al. 2023, "ReLoRA").
 
-    At a restart W += alpha / rank x B A, B becomes zeros, A is drawn anew, and of the optimizer's state of both all but the largest entries
-    become zero. The learning rate should fall to zero and rise again with it: schedule.lr = { name = "jagged", every = the same }.
+    At a restart W += alpha / rank x B A, B becomes zeros, A is drawn anew, and of the optimizer's state of both all becomes zero but where its
+    first part, Adam's mean, is largest. (The published code prunes the mean and the square each by itself; a mean that outlives its square is
+    divided by epsilon, as A's gradient is zero while B is.) The learning rate should fall to zero and rise again with it: schedule.lr = { name = "jagged", every = the same }.
     The paper trains in full for the first quarter: a stage of its own before this one. Trains rank x (outputs + inputs) numbers of each
     matrix, and all that is not matched.
 
@@ -59,8 +60,11 @@ class ReLoRAMatrix(LowRank, Counting):
             if self.prune >= 1.0:
                 optimizers.forget(parameter)
                 continue
-            for state in optimizers.entries(parameter):
-                state.mul_(largest(state, 1.0 - self.prune))
+            states = optimizers.entries(parameter)
+            if states:
+                kept = largest(states[0], 1.0 - self.prune)
+                for state in states:
+                    state.mul_(kept)
 
 
 def largest(state: Tensor, share: float) -> Tensor:

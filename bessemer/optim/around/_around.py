@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from bessemer.core.errors import RecipeError
 from bessemer.core.progress import Progress
+from bessemer.models.reparameterized import Counting
 from bessemer.optim._probe import Probe
 
 
@@ -54,3 +55,18 @@ class Around(torch.optim.Optimizer):
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """After the optimizers' update."""
+
+
+def refuse_changing(method: Around) -> None:
+    """Refuses to average parameters whose meaning changes between steps, as that of factors begun anew does.
+
+    Raises:
+        RecipeError: the model's layers are made of such.
+    """
+    changing = next((module for module in method.model.modules() if isinstance(module, Counting)), None) if method.model is not None else None
+    if changing is not None:
+        raise RecipeError(
+            f"{type(method).__name__} averages parameters over steps, and those of {type(changing).__name__} stand for something else from time to time",
+            key="around",
+            mend="leave it out, or adapt = a method whose parts stay, such as lora",
+        )

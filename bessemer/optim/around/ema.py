@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bessemer.optim._probe import weights
-from bessemer.optim.around._around import Around
+from bessemer.optim.around._around import Around, refuse_changing
 
 
 class Ema(Around):
@@ -29,6 +29,7 @@ class Ema(Around):
     def __init__(self, params: Any, model: nn.Module, *, decay: float = 0.999, warm: bool = True) -> None:
         self.decay, self.warm = decay, warm
         super().__init__(params, model)
+        refuse_changing(self)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

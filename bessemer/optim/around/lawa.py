@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bessemer.optim._probe import weights
-from bessemer.optim.around._around import Around
+from bessemer.optim.around._around import Around, refuse_changing
 
 
 class Lawa(Around):
@@ -30,6 +30,7 @@ class Lawa(Around):
     def __init__(self, params: Any, model: nn.Module, *, latest: int = 5, every: int = 50) -> None:
         self.latest, self.every = latest, every
         super().__init__(params, model)
+        refuse_changing(self)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

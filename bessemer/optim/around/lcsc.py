@@ -16,9 +16,10 @@ class Lcsc(Lawa):
     """Evaluates and exports the linear combination of earlier weights that an evolutionary search finds best (Liu et al. 2024, LCSC).
 
     Claim: consistency models at the quality of 23 times (CIFAR-10) the training; the combination leaves the range of convex ones.
-    State: k numbers per parameter. The search is run on the rows of one step as the run ends, each trial one forward pass over them; the
-    coefficients add up to one and may be negative. It begins with the newest weights, the mean of all and exponential averages, and never
-    returns worse than the best of them on those rows. With more than 1 for `times` it is run so often over the run, at equal intervals.
+    State: k numbers per parameter. The search is run on the rows of the run's last step, after its update, each trial one forward pass over
+    them; the coefficients add up to one and may be negative. It begins with the newest of the kept weights, the mean of all and exponential
+    averages, and never returns worse than the best of them on those rows. With more than 1 for `times` it is run so often over the run, at equal
+    intervals; from the next weights that are kept until the next search all count the same.
 
     Args:
         latest: how many are combined.
@@ -47,18 +48,24 @@ class Lcsc(Lawa):
     ) -> None:
         self.trials, self.population, self.spread, self.times, self.seed = trials, population, spread, times, seed
         super().__init__(params, model, latest=latest, every=every)
+        self.rows: Probe | None = None
 
     def coefficients(self) -> list[float]:
-        """Those found; before the first search all weights count the same."""
-        found = self.plain.get("coefficients") or []
-        return found if len(found) == self.held() else super().coefficients()
+        """Those found for the weights that are kept; all the same where none were."""
+        return self.plain["coefficients"] if self.plain.get("searched") == self.plain.get("taken", 0) else super().coefficients()
 
     def prepare(self, probe: Probe) -> None:
-        """Searches when a search is due."""
+        """Keeps this step's rows for a search, when one is due."""
         now, stride = probe.progress.fraction, probe.progress.stride
         passed = [int((where + 1e-9) * self.times) for where in (now, min(1.0, now + 1.5 * stride))]
-        if passed[1] > passed[0] and self.held() > 1:
-            self.plain["coefficients"] = self.search(probe)
+        self.rows = probe if passed[1] > passed[0] else None
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Keeps the weights when it is time, and searches among all that are kept."""
+        super().step()
+        if self.rows is not None and self.held() > 1:
+            self.plain["coefficients"], self.plain["searched"] = self.search(self.rows), self.plain["taken"]
+        self.rows = None
 
     def search(self, probe: Probe) -> list[float]:
         """The best coefficients found, on the probe's rows."""

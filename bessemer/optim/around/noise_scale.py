@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ class NoiseScale(Around):
 
     B = tr(covariance) / |mean|^2 of the gradient of one token, from the squared norms of the gradient over the whole batch and over its first
     part; both estimates are averaged over steps before they are divided. `progress.noise_scale` holds it, in tokens, for metrics and for
-    schedules such as `noise_ramp`. A measurement takes one more pass over the first micro-batch, or over half the rows of a lone one.
+    schedules such as `noise_ramp`. A measurement takes one more pass over the first micro-batch, or over half the rows of a lone one, or over
+    the first half of a lone row.
 
     Args:
         every: steps between two measurements.
@@ -60,7 +62,14 @@ class NoiseScale(Around):
     def _part(self, batches: list[Batch]) -> list[Batch]:
         if len(batches) > 1:
             return batches[:1]
-        return [batches[0].rows_of(0, batches[0].rows // 2)] if batches[0].rows > 1 else batches
+        lone = batches[0]
+        if lone.rows > 1:
+            return [lone.rows_of(0, lone.rows // 2)]
+        early = {
+            name: weights.where(torch.arange(weights.shape[-1], device=weights.device) < weights.shape[-1] // 2, 0)
+            for name, weights in lone.weights.items()
+        }
+        return [replace(lone, weights=early)]
 
     def _count(self, probe: Probe, batches: list[Batch]) -> float:
         """Tokens that are predicted."""

@@ -12,6 +12,7 @@ from bessemer.core import shards
 from bessemer.core.errors import RecipeError
 from bessemer.core.progress import Progress
 from bessemer.models.layers.attention import Attention
+from bessemer.models.reparameterized import Reparameterized
 from bessemer.optim._probe import Probe
 from bessemer.optim.around._around import Around
 
@@ -40,6 +41,12 @@ class QkClip(Around):
                 "queries and keys are normalised in this model, so scaling their weights changes nothing",
                 key="around.qk_clip",
                 mend='model.qk_norm = "none", or leave it out: the norms bound the logits themselves',
+            )
+        if any(isinstance(layer.qkv, Reparameterized) for layer in self.layers):
+            raise RecipeError(
+                "the weights of queries and keys are made of other parameters in this model, and can't be scaled by themselves",
+                key="around.qk_clip",
+                mend='leave it out, or have adapt.match leave "*.qkv" as it is',
             )
         if any(isinstance(p, DTensor) and not set(p.device_mesh.mesh_dim_names or ()) <= set(shards.DATA) for p in self.names):
             raise RecipeError("each rank sees the logits of its own heads only", key="around.qk_clip", mend="mesh.tensor = 1")

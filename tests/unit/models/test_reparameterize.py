@@ -222,15 +222,32 @@ def test_relora_merges_begins_anew_and_prunes_the_state(prune):
             assert [int((s != 0).sum()) for s in state] == [round(0.1 * parameter.numel())] * 2
 
 
-def test_relora_keeps_the_largest_of_the_state():
+def test_relora_keeps_the_state_where_the_mean_is_largest():
     matrix = shaken(ReLoRAMatrix(weight((30, 20)).float(), place(), rank=4, alpha=8.0, every=1, prune=0.75))
     optimizers = adam(matrix)
     old = [state.clone() for state in optimizers.entries(matrix.left)]
     matrix.after_step(FIXED, optimizers)
-    for was, now in zip(old, optimizers.entries(matrix.left), strict=True):
-        kept = now != 0
+    mean, square = optimizers.entries(matrix.left)
+    kept = mean != 0
+    assert old[0][kept].abs().min() >= old[0][~kept].abs().max()
+    assert kept.equal(square != 0)
+    for was, now in zip(old, (mean, square), strict=True):
         assert now[kept].equal(was[kept])
-        assert was[kept].abs().min() >= was[~kept].abs().max()
+
+
+def test_relora_moves_nothing_far_after_a_restart():
+    """A's gradient is zero while B is, so that what is kept of its state decides alone how far Adam moves it."""
+    matrix = shaken(ReLoRAMatrix(weight((300, 200)).float(), place(), rank=8, alpha=8.0, every=5, prune=0.9))
+    optimizers = Optimizers([torch.optim.Adam([matrix.left, matrix.right], lr=1e-3)])
+    drawn = torch.Generator().manual_seed(0)
+    for step in range(11):
+        before = matrix.right.detach().clone()
+        for p in (matrix.left, matrix.right):
+            scale = torch.rand(p.shape, generator=drawn) ** 4
+            p.grad = torch.randn(p.shape, generator=drawn) * scale * (0.0 if p is matrix.right and step % 5 == 0 else 1.0)
+        optimizers.step()
+        assert float((matrix.right.detach() - before).abs().max()) < 0.02
+        matrix.after_step(FIXED, optimizers)
 
 
 @pytest.mark.parametrize("shape", [(30, 20), (20, 30)])

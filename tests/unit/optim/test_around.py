@@ -13,6 +13,7 @@ from bessemer.core.progress import Progress
 from bessemer.models.families.decoder import Decoder
 from bessemer.models.layers.embedding import Embedding
 from bessemer.models.layers.head import Head
+from bessemer.models.reparameterized import reparameterize
 from bessemer.models.transfer import parameter_roles
 from bessemer.objectives.next_token import NextToken
 from bessemer.optim._probe import Probe, weights
@@ -327,24 +328,41 @@ def test_two_averages_of_one_parameter_are_refused():
     Toy([{"name": "schedule_free_adamw", "role": "matrix"}, "adamw"], [{"name": "ema", "role": "vector"}])
 
 
-def test_lcsc_is_no_worse_than_what_it_begins_with():
-    toy = Toy([{"name": "adamw", "lr": 2e-2}], [{"name": "lcsc", "latest": 4, "every": 4, "trials": 24}], steps=20)
+@pytest.mark.parametrize(("latest", "every"), [(4, 4), (8, 5), (4, 3)])  # weights are due at the last step, as the first of a place or not, or aren't
+def test_lcsc_is_no_worse_than_what_it_begins_with(latest, every):
+    toy = Toy([{"name": "adamw", "lr": 2e-2}], [{"name": "lcsc", "latest": latest, "every": every, "trials": 24}], steps=20)
     for _ in range(19):
         toy.step()
     lcsc = toy.optimizers.around[0]
     assert "coefficients" not in lcsc.plain
     probe = toy.probe()
-    ends = {}
-    for coefficients in lcsc._beginnings():
-        ends[tuple(coefficients)] = lcsc._score(probe, coefficients)
-    toy.backward()
-    found = lcsc.plain["coefficients"]
+    toy.step()
+    found = lcsc.coefficients()
+    assert len(found) == lcsc.held() == min(latest, 20 // every)
     assert abs(sum(found) - 1) < 1e-5
-    assert lcsc._score(probe, found) <= min(ends.values())
-    held = lcsc.combined(found)
+    if 20 % every == 0:
+        newest = lcsc.combined([1.0 if place == lcsc.newest() else 0.0 for place in range(lcsc.held())])
+        assert all(value.equal(parameter) for parameter, value in newest.items())
+    best = min(lcsc._score(probe, each) for each in lcsc._beginnings())
     with toy.optimizers.averaged():
-        for parameter, value in held.items():
-            torch.testing.assert_close(parameter.detach(), value)
+        assert probe.loss() <= best
+
+
+def test_lcsc_forgets_what_was_found_for_other_weights():
+    toy = Toy([{"name": "adamw", "lr": 2e-2}], [{"name": "lcsc", "latest": 3, "every": 2, "trials": 12, "times": 2}], steps=20)
+    lcsc, found = toy.optimizers.around[0], []
+    for _ in range(20):
+        toy.step()
+        found.append(lcsc.coefficients() if lcsc.held() else [])
+    searched = [len(set(each)) > 1 for each in found]
+    assert [step for step, each in enumerate(searched, start=1) if each] == [10, 11, 20]
+
+
+@pytest.mark.parametrize("name", ["ema", "lawa", "lcsc"])
+def test_averages_of_parameters_that_change_their_meaning_are_refused(name):
+    made = reparameterize(model(), registry.choose("models/reparameterize", {"name": "relora", "rank": 4}), 0)
+    with pytest.raises(RecipeError, match="stand for something else"):
+        optimizers.build(made, [registry.choose("optim", "adamw")], parameter_roles(made), [registry.choose("optim/around", {"name": name})])
 
 
 # query and key clipping
@@ -396,7 +414,23 @@ def test_qk_clip_refuses_normalised_queries():
         Toy(around=["qk_clip"], qk_norm="head")
 
 
+def test_qk_clip_refuses_weights_made_of_others():
+    made = reparameterize(model(), registry.choose("models/reparameterize", {"name": "lora", "rank": 4}), 0)
+    with pytest.raises(RecipeError, match="made of other parameters"):
+        optimizers.build(made, [registry.choose("optim", "adamw")], parameter_roles(made), [registry.choose("optim/around", "qk_clip")])
+
+
 # the noise scale
+
+
+def test_the_noise_of_a_lone_row_is_measured_by_its_beginning():
+    """Otherwise a batch ramped down to one row would never grow again."""
+    toy = Toy(around=[{"name": "noise_scale", "every": 1}])
+    measure = toy.optimizers.around[0]
+    row = batches(count=1, rows=1)
+    part = measure._part(row)
+    assert 0 < part[0].count("next_token") < row[0].count("next_token")
+    assert part[0].weights["next_token"][:, LENGTH // 2 :].count_nonzero() == 0
 
 
 def test_the_noise_scale_of_a_known_gradient():

@@ -9,6 +9,8 @@ import bessemer
 from tests.unit.train.test_loop import ADAMW, lines, made, run  # noqa: F401 - `made` is a fixture
 
 FREE = '[{ name = "schedule_free_adamw", lr = 0.01 }]'
+FREELY = {"clip": "inf", "guard": '"watch"'}
+TWO = '[{ name = "some" }, { name = "more", domains = ["code"] }]'
 TOGETHER = '[{ name = "ema", decay = 0.9 }, { name = "lisa", layers = 1, every = 3 }, { name = "noise_scale", every = 2 }]'
 
 
@@ -49,7 +51,13 @@ def test_updates_inside_the_backward_pass_through_a_recipe(made):  # noqa: F811
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({}, "clip"), ({"clip": "inf"}, "guard"), ({"clip": "inf", "guard": '"watch"', "batch": 4, "micro_batch": 2}, "micro_batch")],
+    [
+        ({}, "clip"),
+        ({"clip": "inf"}, "guard"),
+        ({**FREELY, "batch": 4, "micro_batch": 2}, "micro_batch"),
+        ({**FREELY, "batch": 4, "micro_batch": 4, "task": TWO}, "task"),
+        ({**FREELY, "batch": 4, "micro_batch": 4, "balance": '"projection"'}, "balance"),
+    ],
 )
 def test_what_contradicts_an_update_inside_the_backward_pass_is_refused(made, capsys, options, named):  # noqa: F811
     status, _ = run(made, f"refused-{len(options)}", steps=2, per_layer=True, **options)
@@ -57,3 +65,11 @@ def test_what_contradicts_an_update_inside_the_backward_pass_is_refused(made, ca
     said = capsys.readouterr().err
     assert f"train.{named}" in said
     assert "per_layer" in said
+
+
+def test_a_ramp_that_follows_a_measure_nobody_takes_is_refused(made, capsys):  # noqa: F811
+    status, _ = run(made, "alone", steps=2, schedule='{ batch = { name = "noise_ramp" } }')
+    assert status == 2
+    said = capsys.readouterr().err
+    assert "train.schedule.batch" in said
+    assert "noise_scale" in said
