@@ -1,11 +1,11 @@
 """Low-rank and sparse layers at equal tokens: pre-training from scratch, and fine-tuning on text of another kind.
 
 Bytes of the standard library's sources, a small decoder, AdamW. All methods take their steps in turn on the same batches, so the times are
-comparable on a busy machine; each is run at every rate of a small grid and counts at its best. Pre-training methods also train everything
-outside the blocks, fine-tuning ones nothing else, and begin from the fully pre-trained model. Memory is counted: weights, places, gradients,
-optimizer state, and what one forward pass keeps for the backward pass.
+comparable on a busy machine; each is run at every rate of a small grid with the first seed, and at its best with the others. Pre-training
+methods also train everything outside the blocks, fine-tuning ones nothing else, and begin from the fully pre-trained model. Memory is counted:
+weights, places, gradients, optimizer state, and what one forward pass keeps for the backward pass.
 
-    python benchmarks/low_rank.py [--quick] [--steps 150] [--tune-steps 60] [--threads 2] [--seed 0]
+    python benchmarks/low_rank.py [--quick] [--steps 150] [--tune-steps 60] [--threads 2] [--seeds 3]
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ from bessemer.models.families.decoder import Decoder
 from bessemer.models.reparameterize.sltrain import SLTrainMatrix
 from bessemer.models.reparameterized import KIND, matrices, merge, reparameterize
 from bessemer.models.transfer import parameter_roles
+from bessemer.run.compare_table import half_width
 from bessemer.train import optimizers
 from bessemer.train.engine import Engine
 
 LENGTH, ROWS, HELD_OUT = 128, 8, 24
-SHAPE = {"depth": 3, "width": 128, "head_size": 32, "length": LENGTH}
+SHAPES = {width: {"depth": depth, "width": width, "head_size": 32, "length": LENGTH} for depth, width in ((2, 64), (3, 128))}
+RATES = {"pre-training": (0.003, 0.01), "fine-tuning": (0.001, 0.003, 0.01)}
+Rates = dict[str, tuple[float, ...]]
 Options = dict[str, Any]
 
 
@@ -139,9 +142,9 @@ class Contender:
         }
 
 
-def compete(label: str, start: Any, methods: dict[str, Options | None], rates: tuple[float, ...], steps: int, data: Any, seed: int) -> dict[str, Any]:
-    """Every method at every rate, step by step in turn; what each came to at its best rate."""
-    field = [Contender(copy.deepcopy(start), name, options, rate, steps, seed) for name, options in methods.items() for rate in rates]
+def compete(label: str, start: Any, methods: dict[str, Options | None], rates: Rates, steps: int, data: Any, seed: int) -> dict[str, Any]:
+    """Every method at every one of its rates, step by step in turn; what each came to at its best."""
+    field = [Contender(copy.deepcopy(start), name, options, rate, steps, seed) for name, options in methods.items() for rate in rates[name]]
     for step in range(steps):
         rows = batch(data, label, step, seed)
         for each in field:
@@ -153,7 +156,9 @@ def compete(label: str, start: Any, methods: dict[str, Options | None], rates: t
             speed = ROWS * LENGTH / statistics.median(each.times)
             found[each.name] = {"loss": loss, "rate": each.rate, "speed": speed, **each.bytes(batch(data, label, 0, seed)), "model": each.model}
     first = Contender(copy.deepcopy(start), "full", None, 1e-3, steps, seed).measure(data)
-    print(f"\n{label}, {steps} steps of {ROWS * LENGTH} bytes, held-out loss {first:.4f} at the start")
+    print(
+        f"\n{label}, width {start.embed.weight.shape[1]}, seed {seed}, {steps} steps of {ROWS * LENGTH} bytes, held-out loss {first:.4f} at the start"
+    )
     print(f"{'':16}{'loss':>8}{'to full':>9}{'rate':>8}{'trained':>10}{'weights kB':>12}{'state kB':>10}{'memory kB':>11}{'bytes/s':>9}")
     for name, row in found.items():
         row["memory"] = row["weights"] + row["state"] + row["gradients"] + row["kept"]
@@ -193,35 +198,54 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--tune-steps", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    steps, tune_steps = (8, 4) if given.quick else (given.steps, given.tune_steps)
+    figures: dict[str, Any] = {"steps": [given.steps, given.tune_steps], "seeds": given.seeds, "threads": given.threads}
+    apart, off = [], 0
+    for width in list(SHAPES)[: 1 if given.quick else None]:
+        rows, worst, missed = compare(width, given)
+        figures |= {f"{label}, width {width}": found for label, found in rows.items()}
+        apart.append(worst)
+        off = max(off, abs(missed))
+    figures |= {"sltrain_bytes_off": off, "merged_apart": max(apart)}
+    print(f"\nSLTrain's bytes off its paper's formula: {off}; merging moves a logit by at most {max(apart):.1e} of the greatest")
+    methods: dict[str, dict[str, str]] = {}
+    for label in RATES:
+        for name, row in figures[f"{label}, width {width}"].items():
+            if name in registry.names(KIND):
+                methods.setdefault(name, {})[f"{label} loss to full"] = f"{row['to_full']:+.4f}"
+    finish("low_rank", figures, {"sltrain_bytes_off": 0, "merged_apart": 1e-4}, off == 0 and max(apart) <= 1e-4, given.quick, methods)
+
+
+def compare(width: int, given: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], float, int]:
+    """Both competitions over all seeds: rows by label and method, how far merging moves a logit, and SLTrain's bytes off the formula."""
+    steps, tune_steps, seeds = (8, 4, 1) if given.quick else (given.steps, given.tune_steps, given.seeds)
     library = Path(sysconfig.get_paths()["stdlib"])
     sources, prose = text(sorted(library.glob("*.py"))), text([library / "pydoc_data/topics.py"])
-    start = Decoder(256, given.seed, **SHAPE)
-    before = compete("pre-training", start, pretraining(steps), (0.003,) if given.quick else (0.003, 0.01), steps, sources, given.seed)
-    whole = before["full"]["model"]
-    after = compete("fine-tuning", whole, TUNING, (0.003,) if given.quick else (0.001, 0.003, 0.01), tune_steps, prose, given.seed)
-    apart = {name: merged_apart(row["model"], prose) for name, row in {**before, **after}.items() if matrices(row["model"])}
-    off = off_formula(before["sltrain"]["model"], before["sltrain"]["state"])
-    print(f"\nSLTrain's bytes off its paper's formula: {off}; merging moves a logit by at most {max(apart.values()):.1e} of the greatest")
-    keys = ("loss", "to_full", "rate", "trained", "weights", "state", "memory", "speed")
-    figures: dict[str, Any] = {
-        "pretraining": {name: {key: round(row[key], 4) for key in keys} for name, row in before.items()},
-        "tuning": {name: {key: round(row[key], 4) for key in keys} for name, row in after.items()},
-        "sltrain_bytes_off": off,
-        "merged_apart": max(apart.values()),
-        "steps": [steps, tune_steps],
-        "seed": given.seed,
-        "threads": given.threads,
-    }
-    methods = {name: {"pre-training loss to full": f"{row['to_full']:+.4f}"} for name, row in before.items() if name != "full"}
-    for name, row in after.items():
-        if name in registry.names(KIND):
-            methods.setdefault(name, {})["fine-tuning loss to full"] = f"{row['to_full']:+.4f}"
-    holds = off == 0 and max(apart.values()) <= 1e-4
-    finish("low_rank", figures, {"sltrain_bytes_off": 0, "merged_apart": 1e-4}, holds, given.quick, methods)
+    methods = {"pre-training": pretraining(steps), "fine-tuning": TUNING}
+    rates: dict[str, Rates] = {label: dict.fromkeys(methods[label], RATES[label][:1] if given.quick else RATES[label]) for label in methods}
+    found: dict[str, list[dict[str, Any]]] = {label: [] for label in methods}
+    apart, off = [0.0], 0
+    for seed in range(seeds):
+        start: Any = Decoder(256, seed, **SHAPES[width])
+        for label, data, count in (("pre-training", sources, steps), ("fine-tuning", prose, tune_steps)):
+            rows = compete(label, start, methods[label], rates[label], count, data, seed)
+            start = rows["full"]["model"]
+            rates[label] = {name: (row["rate"],) for name, row in rows.items()}
+            apart += [merged_apart(row["model"], prose) for row in rows.values() if matrices(row["model"])]
+            if "sltrain" in rows:
+                off = max(off, abs(off_formula(rows["sltrain"]["model"], rows["sltrain"]["state"])))
+            found[label].append({name: {key: value for key, value in row.items() if key != "model"} for name, row in rows.items()})
+    return {label: {name: over_seeds([rows[name] for rows in found[label]]) for name in methods[label]} for label in found}, max(apart), off
+
+
+def over_seeds(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means, and half the 95% interval of the loss and of its difference to full training; sizes and the rate as with the first seed."""
+    means = {key: statistics.fmean(row[key] for row in rows) for key in ("loss", "to_full", "speed")}
+    spread = {f"{key}_interval": half_width([row[key] for row in rows]) for key in ("loss", "to_full")}
+    kept = {key: rows[0][key] for key in ("rate", "trained", "weights", "state", "memory")}
+    return {key: value if value is None else round(value, 4) for key, value in {**means, **spread, **kept}.items()}
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ Written by `python benchmarks/optimizers_page.py` from the methods' docstrings a
 without a figure has not been measured.
 """
 LOW_RANK = {
-    "pretraining": "Pre-training from scratch",
-    "tuning": "Fine-tuning the fully pre-trained model on text of another kind",
+    "pre-training": "Pre-training from scratch",
+    "fine-tuning": "Fine-tuning the fully pre-trained model on text of another kind",
 }
 
 
@@ -105,16 +105,17 @@ def low_rank() -> Iterator[str]:
     if result is None:
         yield "Not measured yet: `python benchmarks/low_rank.py`."
         return
-    yield f"`{result['command']}`, {result['machine']}, {result['date']}. Nats a byte on held-out rows, each at the best of its rates.\n"
+    yield f"`{result['command']}`, {result['machine']}, {result['date']}. Nats a byte on held-out rows, each at the best of its rates, which the first seed chose; +- is half the 95% interval over seeds.\n"
     for key, rows in result["figures"].items():
         found = {name: row for name, row in rows.items() if isinstance(row, dict)} if isinstance(rows, dict) else {}
         if not found:
             continue
-        yield f"### {LOW_RANK.get(key, key)}\n"
-        yield "| method | loss | to full | rate | trained | memory in kB | bytes/s |"
-        yield "|---|---|---|---|---|---|---|"
+        label, _, size = key.partition(", ")
+        yield f"### {LOW_RANK[label]}, {size}\n"
+        yield "| method | loss | to full | +- | rate | trained | memory in kB | bytes/s |"
+        yield "|---|---|---|---|---|---|---|---|"
         for name, row in sorted(found.items(), key=lambda pair: pair[1]["loss"]):
-            numbers = [(row["loss"], ".4f"), (row["to_full"], "+.4f"), (row["rate"], ".3g"), (row["trained"], ",d")]
+            numbers = [(row["loss"], ".4f"), (row["to_full"], "+.4f"), (row["to_full_interval"], ".4f"), (row["rate"], ".3g"), (row["trained"], ",d")]
             yield _row(name, *(_number(*each) for each in numbers), _number(row["memory"] / 1e3, ",.0f"), _number(row["speed"], ",.0f"))
         yield ""
 
