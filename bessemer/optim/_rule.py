@@ -60,7 +60,7 @@ class Rule(torch.optim.Optimizer):
             raise BessemerError(
                 f"{type(self).__name__} needs whole tensors, and this run shards its parameters",
                 key="optim",
-                mend="use a mesh without data or tensor sharding, or an elementwise optimizer with states = 'full'",
+                mend='parallel.shard = "none" and no mesh.tensor, or an elementwise optimizer with states = "full"',
             )
 
     @torch.no_grad()

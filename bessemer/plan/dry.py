@@ -32,7 +32,8 @@ from bessemer.core.mesh import Mesh, World
 from bessemer.core.registry import Choice
 from bessemer.core.work import Work
 from bessemer.models.package import fill
-from bessemer.models.transfer import tensors
+from bessemer.models.reparameterized import reparameterize
+from bessemer.models.transfer import parameter_roles, tensors
 from bessemer.parallel import pipeline
 from bessemer.parallel.order import Parallel, spread
 from bessemer.plan import formula, tasks
@@ -42,6 +43,7 @@ from bessemer.plan.held import Held, Ones
 from bessemer.plan.stand_ins import Dealt, even, told_apart
 from bessemer.plan.tasks import Untried
 from bessemer.plan.traffic import Listener, Traffic
+from bessemer.train import optimizers
 from bessemer.train.task import Task
 
 SMALL = 2**20
@@ -57,7 +59,8 @@ class Plan:
         model, vocabulary: the family's choice and its tokens.
         mesh, parallel: as in a recipe.
         tasks: as in a recipe.
-        optim: the optimizers'.
+        optim, around: the optimizers', and what acts around them.
+        adapt: what linear layers' weights are made of.
         dtype: of matrix products.
         rows: of a micro-batch, all ranks' together; `length` columns each.
         micro_batches: of a step.
@@ -79,6 +82,8 @@ class Plan:
     micro_batches: int = 1
     compile: bool = False
     mixed: bool = False
+    adapt: Choice | None = None
+    around: list[Choice] = field(default_factory=list)
     work: Work = field(default_factory=lambda: Work(Path(), name="train"))
     untried: frozenset[str] = frozenset()
 
@@ -90,7 +95,7 @@ class Found:
     Attributes:
         parameters: its own shards; this, gradients, optimizer and activations for every rank: [ranks].
         gradients: between forward passes: as large as the shards, or as the whole where sharding waits for the last micro-batch.
-        optimizer: state; None where an optimizer's own step can't be tried without numbers.
+        optimizer: state of what moves parameters, without that of methods around it; None where its step can't be tried without numbers.
         activations: what the forward passes under way keep for their backward passes, parameters aside: one's, or of a pipeline as many as its
             schedule has under way at once.
         gathered: the largest block's parameters, whole, and the next one's, while they are worked with.
@@ -217,6 +222,7 @@ def _fake_ranks(count: int, rank: int) -> Iterator[None]:
 def _skeleton(plan: Plan) -> Any:
     with torch.device("meta"):
         model: Any = plan.model(plan.vocabulary, 0)
+        model = model if plan.adapt is None else reparameterize(model, plan.adapt, 0)
         tasks.objectives(plan, model)
     return model
 
@@ -289,6 +295,7 @@ def _try(plan: Plan, world: World, chosen: dict[Any, list[int]] | None) -> tuple
     for number, (batch, times) in enumerate(kinds):
         if number or times != 1:
             found = found.plus(take(batch, first).plus(base, -1.0), times - (number == 0))
+    optimizers.build(model, plan.optim, parameter_roles(model), plan.around)  # which may refuse what the mesh made of the parameters
     found.parameters = holds.parameters(model, world)
     found.gradients = holds.gradients(model, world, layout)
     found.optimizer = None if state is None else holds.own_state(state, model, world)
@@ -316,7 +323,7 @@ _KNOWN: dict[str, holds.State | None] = {}
 def _state(plan: Plan, kinds: dict[Any, list[int]]) -> holds.State | None:
     """The optimizers' state of a model of such blocks, tried with one of each kind; it doesn't depend on the mesh, so it is tried once."""
     one = {kind: [number] for number, kind in enumerate(kinds)}
-    key = repr((plan.model, plan.vocabulary, plan.tasks, plan.optim, one))
+    key = repr((plan.model, plan.vocabulary, plan.tasks, plan.optim, plan.adapt, one))
     if key not in _KNOWN:
         ones, first = Ones(), {kind: blocks[:1] for kind, blocks in _kinds(_skeleton(plan)).items() if kind in kinds}
         _KNOWN[key] = holds.state(plan.optim, _filled(_few(plan, first), ones), ones)

@@ -49,7 +49,7 @@ def _plan(recipe: Recipe, stage: Stage, ranks: int | None) -> dry.Plan:
     choice = o["model"].with_options(length=length) if o["model"].options.get("length") == "auto" else o["model"]
     vocabulary = _vocabulary(recipe)
     with torch.device("meta"):
-        skeleton = choice(vocabulary, 0)
+        skeleton = build.adapted(work, choice(vocabulary, 0), o["adapt"], fresh=True)
     ends = {name: o[name] for name in ("steps", "tokens", "seconds", "flops", "batch", "micro_batch")}
     mesh = _mesh(o["mesh"], ranks)
     spend = build.budget(work, skeleton, length, **ends, mesh=mesh)
@@ -66,6 +66,8 @@ def _plan(recipe: Recipe, stage: Stage, ranks: int | None) -> dry.Plan:
         micro_batches=spend.rows // spend.micro_batch,
         compile=device.can_compile() if o["compile"] == "auto" else o["compile"],
         mixed=o["mixed"],
+        adapt=o["adapt"],
+        around=o["around"],
         work=work,
     )
 

@@ -15,6 +15,7 @@ from bessemer.core.mesh import Mesh, World
 from bessemer.core.recipe import read
 from bessemer.core.registry import choose
 from bessemer.models.attach import attach
+from bessemer.models.reparameterized import reparameterize
 from bessemer.models.transfer import parameter_roles
 from bessemer.parallel.order import Parallel, spread
 from bessemer.plan import dry, step, tasks
@@ -214,3 +215,28 @@ def test_every_tasks_own_parameters_are_counted(capsys, recipe, asked, untried):
 def test_ranks_that_do_not_fit_are_refused(capsys):
     assert main(["run", "tiny", "train.mesh.tensor=3", "--dry-run", "--ranks", "8"]) == 2
     assert "takes 3 ranks, and 8 are asked for" in capsys.readouterr().err
+
+
+def test_what_layers_are_made_of_is_counted(capsys):
+    assert main(["run", "tiny", 'train.adapt="lora"', "--dry-run", "--ranks", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["stages"]["train"]
+    given = read("tiny", [])
+    options = next(stage.choice.options for stage in given.stages if stage.name == "train")
+    vocabulary = next(stage.choice.options["vocabulary"] for stage in given.stages if stage.name == "train_tokenizer")
+    model: Any = reparameterize(options["model"].with_options(length=256)(vocabulary, 0), choose("models/reparameterize", "lora"), 0)
+    assert 4 * sum(p.numel() for p in model.parameters()) == sum(row["count"] * row["parameters_bytes"] for row in found["ranks"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["train.optim=[{name = 'galore'}]"], "needs whole tensors"),
+        (["train.optim=[{name = 'lion', states = '8bit'}]"], "needs whole tensors"),
+        (["train.around=['con_adv']"], "needs whole tensors"),
+        (["train.around=['qk_clip']"], "normalised"),
+        (["train.adapt='relora'", "train.around=['ema']"], "stand for something else"),
+    ],
+)
+def test_what_the_run_would_refuse_is_refused(capsys, asked, said):
+    assert main(["run", "tiny", *asked, "--dry-run", "--ranks", "2"]) == 2
+    assert said in capsys.readouterr().err
