@@ -151,16 +151,18 @@ def schema(target: Callable[..., Any]) -> type[pydantic.BaseModel]:
     """The pydantic model of a method's options: its keyword-only parameters."""
     function = target.__init__ if inspect.isclass(target) else target
     options = [p for p in inspect.signature(function).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    hints = _hints(function, [p.name for p in options])
+    meant = hints(target)
     fields: dict[str, Any] = {}
     for parameter in options:
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-        fields[parameter.name] = (hints.get(parameter.name, Any), pydantic.Field(default, validate_default=True))
+        fields[parameter.name] = (meant.get(parameter.name, Any), pydantic.Field(default, validate_default=True))
     return pydantic.create_model(target.__name__, __config__=_STRICT, **fields)
 
 
-def _hints(function: Callable[..., Any], wanted: list[str]) -> dict[str, Any]:
-    """The type hints of some parameters; the others may name classes that are imported only for the type checker."""
+def hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The type hints of a method's options, ranges included; other parameters may name classes that are imported only for the type checker."""
+    function = target.__init__ if inspect.isclass(target) else target
+    wanted = [p.name for p in inspect.signature(function).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
     def holder() -> None: ...
 

@@ -266,12 +266,6 @@ def rank_of(weight: Tensor, wanted: int | Auto) -> int:
     return min(wanted, most)
 
 
-def within(value: float, least: float, most: float, key: str) -> None:
-    """Raises RecipeError unless least < value <= most."""
-    if not least < value <= most:
-        raise RecipeError(f"must be above {least:g} and at most {most:g}, and is {value:g}", key=f"adapt.{key}")
-
-
 def exact(x: Tensor) -> torch.autocast:
     """Composing happens in the parameters' own type, whatever the products are computed in."""
     return torch.autocast(x.device.type, enabled=False)

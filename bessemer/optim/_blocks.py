@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from bessemer.optim import _native
 
@@ -37,7 +38,7 @@ class Packed(NamedTuple):
         """Fills `out`, flat float32, with the numbers from `start` on; both are whole blocks."""
         codes, scales = self._span(start, out.numel())
         levels = _levels(self.bits, self.signed)
-        library = _native.library() if out.is_cpu else None
+        library = _native.reaching(codes, scales, out)
         if library is not None:
             _call(library.decode, codes, scales, *self._sizes(scales), levels.table, out)
             return out
@@ -49,7 +50,7 @@ class Packed(NamedTuple):
         """Stores flat float32 `values` from `start` on."""
         codes, scales = self._span(start, values.numel())
         levels = _levels(self.bits, self.signed)
-        library = _native.library() if values.is_cpu else None
+        library = _native.reaching(values, codes, scales)
         if library is not None:
             _call(library.encode, values, *self._sizes(scales), codes, scales, levels.candidates, levels.thresholds)
             return
@@ -110,7 +111,15 @@ class _Levels(NamedTuple):
 
 @cache
 def _levels(bits: int, signed: bool) -> _Levels:
-    """The table of levels, from where on each next level is nearer, and where in the table to look first."""
+    """The table of levels, from where on each next level is nearer, and where in the table to look first.
+
+    With memory in a dry run too: whatever is made first is kept for all.
+    """
+    with unset_fake_temporarily():
+        return _made_levels(bits, signed)
+
+
+def _made_levels(bits: int, signed: bool) -> _Levels:
     even = bits == 4 and not signed
     table = torch.linspace(0, 1, 17)[1:] if even else torch.tensor(dynamic_tree(bits, signed), dtype=torch.float32)
     low, gap = table[:-1], table[1:] - table[:-1]
@@ -148,12 +157,12 @@ def adamw(p: Tensor, g: Tensor, first: Packed, second: Packed, numbers: list[flo
         p, g: float32 and contiguous, on the processor; anything else is left to the caller.
         numbers: 1 - b1, 1 - b2, sqrt(1 - b2^t), epsilon, 1 - rate times decay, and minus the rate over 1 - b1^t.
     """
-    library = _native.library() if type(p) in (Tensor, torch.nn.Parameter) and p.is_cpu else None
-    if library is None or not all(t.dtype == torch.float32 and t.is_contiguous() for t in (p, g)):
+    states = (first.codes, first.scales, second.codes, second.scales)
+    library = _native.reaching(p, g, *states)
+    if library is None or not p.dtype == g.dtype == torch.float32:
         return False
     tables = [_Table(*(t.data_ptr() for t in (level.table, level.candidates, level.thresholds))) for level in map(_levels_of, (first, second))]
     options = (ctypes.c_float * len(numbers))(*numbers)
-    states = (first.codes, first.scales, second.codes, second.scales)
     _call(library.adamw, p, g, *states, *first._sizes(first.scales), *(ctypes.byref(table) for table in tables), options)
     return True
 

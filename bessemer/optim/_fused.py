@@ -18,8 +18,8 @@ from bessemer.optim._blocks import Packed
 
 def elementwise(name: str, columns: Sequence[Sequence[Tensor | Packed]], numbers: Sequence[float]) -> bool:
     """Runs one of the elementwise kernels over matching tensors, in place."""
-    library = _native.library()
-    if library is None or not all(_plain(t) for column in columns for t in column):
+    library = _reaching(*chain.from_iterable(columns))
+    if library is None:
         return False
     _run(getattr(library, name), columns, (ctypes.c_float * len(numbers))(*numbers))
     return True
@@ -65,8 +65,8 @@ def _scale(slope: Tensor, first: Tensor, second: Tensor, factors: Tensor, number
 
 def not_finite(gradients: Sequence[Tensor]) -> list[bool] | None:
     """Which tensors hold a number that is not finite, or None where the kernel doesn't reach."""
-    library = _native.library()
-    if library is None or not all(map(_plain, gradients)):
+    library = _reaching(*gradients)
+    if library is None:
         return None
     bad = (ctypes.c_uint8 * len(gradients))()
     _run(library.not_finite, [gradients], bad)
@@ -85,8 +85,8 @@ def matrices(name: str, found: Sequence[dict[str, Tensor]], *numbers: int | floa
         found: for each matrix its `gradient` and what else the kernel reads or fills, by the names of `FIELDS`.
         numbers: the kernel's last arguments.
     """
-    library = _native.library()
-    if library is None or not all(_plain(t) for each in found for t in each.values()):
+    library = _reaching(*(t for each in found for t in each.values()))
+    if library is None:
         return False
     jobs = b"".join([_job(each, *each["gradient"].shape) for each in found])
     getattr(library, name)(jobs, ctypes.c_long(len(found)), *(ctypes.c_float(n) if isinstance(n, float) else n for n in numbers))
@@ -103,7 +103,7 @@ _SLIM = struct.Struct("7P2qf4x2i")
 
 def reaches(*tensors: Tensor) -> bool:
     """Whether the kernels work on these."""
-    return _native.library() is not None and all(map(_plain, tensors))
+    return _reaching(*tensors) is not None
 
 
 def slim_job(on: Sequence[Tensor], low: int, shape: Sequence[int], size: float, fresh: bool) -> bytes:
@@ -128,11 +128,10 @@ def slim_steps(weights: Sequence[Sequence[bytes]], numbers: Sequence[float]) -> 
     return list(map(bool, bad))
 
 
-def _plain(value: Any) -> bool:
-    return type(value) in _OWN and value.is_cpu and value.dtype == torch.float32 and value.is_contiguous()
-
-
-_OWN = frozenset((Tensor, torch.nn.Parameter))
+def _reaching(*tensors: Any) -> ctypes.CDLL | None:
+    """The kernels, if they work on these: what `_native.reaching` says, in float32."""
+    library = _native.reaching(*tensors)
+    return library if library is not None and all(t.dtype == torch.float32 for t in tensors) else None
 
 
 def _run(kernel: Any, columns: Sequence[Sequence[Any]], last: Any) -> None:

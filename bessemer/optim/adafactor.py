@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core.ranges import NonNegative, Positive
 from bessemer.optim._rule import Group, Matrix, Rule, matrices, shapes
 
 
@@ -34,13 +35,13 @@ class Adafactor(Rule):
         self,
         params: Any,
         *,
-        lr: float = 1e-2,
-        decay: float = 0.8,
-        clip: float = 1.0,
+        lr: NonNegative = 1e-2,
+        decay: NonNegative = 0.8,
+        clip: Positive = 1.0,
         relative: bool = True,
-        least: float = 1e-3,
-        eps: float = 1e-30,
-        weight_decay: float = 0.0,
+        least: NonNegative = 1e-3,
+        eps: Positive = 1e-30,
+        weight_decay: NonNegative = 0.0,
     ) -> None:
         self.decay, self.clip, self.relative, self.least, self.eps = decay, clip, relative, least, eps
         super().__init__(params, lr, weight_decay)

@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from bessemer.core.ranges import Betas, NonNegative, Positive
+
 
 class AdamW(torch.optim.AdamW):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019), torch's fused kernel.
@@ -11,5 +13,7 @@ class AdamW(torch.optim.AdamW):
     State: two numbers of the parameter's type per parameter.
     """
 
-    def __init__(self, params: Any, *, lr: float = 1e-3, betas: list[float] = [0.9, 0.95], eps: float = 1e-8, weight_decay: float = 0.1) -> None:
+    def __init__(
+        self, params: Any, *, lr: NonNegative = 1e-3, betas: Betas = [0.9, 0.95], eps: Positive = 1e-8, weight_decay: NonNegative = 0.1
+    ) -> None:
         super().__init__(params, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay, fused=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core.ranges import Betas, NonNegative, Positive
 from bessemer.optim._blocks import Packed, States, adamw
 from bessemer.optim._rule import Group, Rule, gradients, sweep
 
@@ -24,7 +25,9 @@ class AdamW8bit(Rule):
 
     STATES: States = "8bit"
 
-    def __init__(self, params: Any, *, lr: float = 1e-3, betas: list[float] = [0.9, 0.95], eps: float = 1e-8, weight_decay: float = 0.1) -> None:
+    def __init__(
+        self, params: Any, *, lr: NonNegative = 1e-3, betas: Betas = [0.9, 0.95], eps: Positive = 1e-8, weight_decay: NonNegative = 0.1
+    ) -> None:
         self.betas, self.eps = betas, eps
         super().__init__(params, lr, weight_decay, self.STATES)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bessemer.core import rng
 from bessemer.core.products import Chain, run
+from bessemer.core.ranges import Betas, Count, Growth, NonNegative, Positive
 from bessemer.core.registry import Auto
 from bessemer.optim import _fused
 from bessemer.optim._blocks import States
@@ -41,15 +42,15 @@ class Apollo(LowRank):
         self,
         params: Any,
         *,
-        lr: float = 1e-2,
-        betas: list[float] = [0.9, 0.999],
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        rank: int | Auto = "auto",
-        refresh: int = 200,
-        scale: float = 1.0,
+        lr: NonNegative = 1e-2,
+        betas: Betas = [0.9, 0.999],
+        eps: Positive = 1e-6,
+        weight_decay: NonNegative = 0.0,
+        rank: Count | Auto = "auto",
+        refresh: Count = 200,
+        scale: Positive = 1.0,
         by: Literal["channel", "tensor"] = "channel",
-        limit: float = 1.01,
+        limit: Growth = 1.01,
         states: States = "full",
         seed: int = 0,
         products: Products = "float32",

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bessemer.core.ranges import Betas, Count, NonNegative, Positive
 from bessemer.optim import _fused
 from bessemer.optim._low_rank import MOMENTS
 from bessemer.optim._rule import Group, Matrix, Products, matrices
@@ -31,12 +32,12 @@ class ApolloMini(Apollo):
         self,
         params: Any,
         *,
-        lr: float = 1e-2,
-        betas: list[float] = [0.9, 0.999],
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        refresh: int = 200,
-        scale: float = 128.0,
+        lr: NonNegative = 1e-2,
+        betas: Betas = [0.9, 0.999],
+        eps: Positive = 1e-6,
+        weight_decay: NonNegative = 0.0,
+        refresh: Count = 200,
+        scale: Positive = 128.0,
         seed: int = 0,
         products: Products = "float32",
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bessemer.core.ranges import Betas, Count, Growth, NonNegative, Positive
 from bessemer.core.registry import Auto
 from bessemer.optim._blocks import States
 from bessemer.optim._low_rank import channel_norms, norm_growth, subtract
@@ -31,14 +32,14 @@ class Fira(Galore):
         self,
         params: Any,
         *,
-        lr: float = 1e-2,
-        betas: list[float] = [0.9, 0.999],
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        rank: int | Auto = "auto",
-        refresh: int = 200,
-        scale: float = 0.25,
-        limit: float = 1.01,
+        lr: NonNegative = 1e-2,
+        betas: Betas = [0.9, 0.999],
+        eps: Positive = 1e-6,
+        weight_decay: NonNegative = 0.0,
+        rank: Count | Auto = "auto",
+        refresh: Count = 200,
+        scale: Positive = 0.25,
+        limit: Growth = 1.01,
         states: States = "full",
         products: Products = "float32",
     ) -> None:

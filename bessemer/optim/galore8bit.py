@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core.ranges import Betas, Count, NonNegative, Positive
 from bessemer.core.registry import Auto
 from bessemer.optim._rule import Products
 from bessemer.optim.galore import Galore
@@ -30,13 +31,13 @@ class Galore8bit(Galore):
         self,
         params: Any,
         *,
-        lr: float = 1e-2,
-        betas: list[float] = [0.9, 0.999],
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        rank: int | Auto = "auto",
-        refresh: int = 200,
-        scale: float = 0.25,
+        lr: NonNegative = 1e-2,
+        betas: Betas = [0.9, 0.999],
+        eps: Positive = 1e-6,
+        weight_decay: NonNegative = 0.0,
+        rank: Count | Auto = "auto",
+        refresh: Count = 200,
+        scale: Positive = 0.25,
         products: Products = "float32",
     ) -> None:
         super().__init__(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core.ranges import Betas, NonNegative, Positive
 from bessemer.optim._blocks import States
 from bessemer.optim._rule import Group, Rule, gradients, matrices, sweep
 
@@ -32,12 +33,12 @@ class Lamb(Rule):
         self,
         params: Any,
         *,
-        lr: float = 2e-3,
-        betas: list[float] = [0.9, 0.999],
-        eps: float = 1e-6,
-        weight_decay: float = 0.01,
+        lr: NonNegative = 2e-3,
+        betas: Betas = [0.9, 0.999],
+        eps: Positive = 1e-6,
+        weight_decay: NonNegative = 0.01,
         correct: bool = True,
-        most: float = 0.0,
+        most: NonNegative = 0.0,
         states: States = "full",
     ) -> None:
         self.betas, self.eps, self.correct, self.most = betas, eps, correct, most

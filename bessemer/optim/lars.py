@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core.ranges import Decay, NonNegative, Positive
 from bessemer.optim._blocks import States
 from bessemer.optim._rule import Group, Rule, matrices, sweep
 
@@ -28,7 +29,14 @@ class Lars(Rule):
     elementwise = False
 
     def __init__(
-        self, params: Any, *, lr: float = 1.0, momentum: float = 0.9, weight_decay: float = 1e-4, trust: float = 0.001, states: States = "full"
+        self,
+        params: Any,
+        *,
+        lr: NonNegative = 1.0,
+        momentum: Decay = 0.9,
+        weight_decay: NonNegative = 1e-4,
+        trust: Positive = 0.001,
+        states: States = "full",
     ) -> None:
         self.momentum, self.trust = momentum, trust
         super().__init__(params, lr, weight_decay, states)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core.ranges import Betas, NonNegative
 from bessemer.optim import _fused
 from bessemer.optim._blocks import States
 from bessemer.optim._rule import Group, Rule, gradients, sweep
@@ -26,7 +27,7 @@ class Lion(Rule):
     """
 
     def __init__(
-        self, params: Any, *, lr: float = 3e-4, betas: list[float] = [0.9, 0.99], weight_decay: float = 1.0, states: States = "full"
+        self, params: Any, *, lr: NonNegative = 3e-4, betas: Betas = [0.9, 0.99], weight_decay: NonNegative = 1.0, states: States = "full"
     ) -> None:
         self.betas = betas
         super().__init__(params, lr, weight_decay, states)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bessemer.core import shards
+from bessemer.core.ranges import Count, Decay, NonNegative
 from bessemer.optim._matrices import Stacks
 from bessemer.optim._newton_schulz import Polynomial, subtract_orthogonal
 from bessemer.optim._rule import finite
@@ -36,12 +37,12 @@ class Muon(torch.optim.Optimizer):
         self,
         params: Any,
         *,
-        lr: float = 0.02,
-        momentum: float = 0.95,
+        lr: NonNegative = 0.02,
+        momentum: Decay = 0.95,
         nesterov: bool = True,
-        steps: int = 4,
+        steps: Count = 4,
         polynomial: Polynomial = "minimax",
-        weight_decay: float = 0.1,
+        weight_decay: NonNegative = 0.1,
     ) -> None:
         self.polynomial: Polynomial = polynomial
         super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "steps": steps, "weight_decay": weight_decay})

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from bessemer.core.ranges import NonNegative, Positive
 from bessemer.optim import _fused
 from bessemer.optim._blocks import States
 from bessemer.optim._rule import Group, Rule, gradients, sweep
+
+Between = Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=2, max_length=2)]
+"""Two decays; with 0 for the first y would be z, from which no average can be read back."""
 
 
 class ScheduleFreeAdamW(Rule):
@@ -35,12 +40,12 @@ class ScheduleFreeAdamW(Rule):
         self,
         params: Any,
         *,
-        lr: float = 2.5e-3,
-        betas: list[float] = [0.9, 0.999],
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        power: float = 2.0,
-        rising: float = 0.0,
+        lr: NonNegative = 2.5e-3,
+        betas: Between = [0.9, 0.999],
+        eps: Positive = 1e-8,
+        weight_decay: NonNegative = 0.0,
+        power: NonNegative = 2.0,
+        rising: NonNegative = 0.0,
         states: States = "full",
     ) -> None:
         self.betas, self.eps, self.power, self.rising = betas, eps, power, rising

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core.ranges import Decay, NonNegative
 from bessemer.optim._blocks import States
 from bessemer.optim._rule import Group, Rule, gradients, sweep
 
@@ -24,7 +25,9 @@ class Sgd(Rule):
 
     transfer = "orthogonal"
 
-    def __init__(self, params: Any, *, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 0.0, states: States = "full") -> None:
+    def __init__(
+        self, params: Any, *, lr: NonNegative = 0.1, momentum: Decay = 0.9, weight_decay: NonNegative = 0.0, states: States = "full"
+    ) -> None:
         self.momentum = momentum
         super().__init__(params, lr, weight_decay, states)
 

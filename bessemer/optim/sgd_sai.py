@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core.ranges import Decay, NonNegative, Positive
 from bessemer.optim._blocks import States
 from bessemer.optim._rule import Group, Rule, finite, gradients, sweep
 
@@ -33,10 +34,10 @@ class SgdSai(Rule):
         self,
         params: Any,
         *,
-        lr: float = 1e-2,
-        momentum: float = 0.9,
-        weight_decay: float = 0.01,
-        eps: float = 1e-8,
+        lr: NonNegative = 1e-2,
+        momentum: Decay = 0.9,
+        weight_decay: NonNegative = 0.01,
+        eps: Positive = 1e-8,
         relative: bool = True,
         states: States = "full",
     ) -> None:

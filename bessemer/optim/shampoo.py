@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core.ranges import Count, NonNegative, Positive, Share, Whole
 from bessemer.optim._rule import Group, Matrix, Rule, matrices, shapes
 
 SIDES = ("left", "right")
@@ -35,7 +36,15 @@ class Shampoo(Rule):
     elementwise = False
 
     def __init__(
-        self, params: Any, *, lr: float = 0.1, eps: float = 1e-6, weight_decay: float = 0.0, decay: float = 1.0, every: int = 10, most: int = 4096
+        self,
+        params: Any,
+        *,
+        lr: NonNegative = 0.1,
+        eps: Positive = 1e-6,
+        weight_decay: NonNegative = 0.0,
+        decay: Share = 1.0,
+        every: Count = 10,
+        most: Whole = 4096,
     ) -> None:
         self.eps, self.decay, self.every, self.most = eps, decay, every, most
         super().__init__(params, lr, weight_decay)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bessemer.core.products import Chain, Product, Scratch, run
+from bessemer.core.ranges import Betas, Count, Decay, NonNegative, Positive, Whole
 from bessemer.optim import _fused
 from bessemer.optim._rule import Group, Matrix, Products, Rule, gradients, matrices, shapes, sweep
 
@@ -41,14 +42,14 @@ class Soap(Rule):
         self,
         params: Any,
         *,
-        lr: float = 3e-3,
-        betas: list[float] = [0.95, 0.95],
-        turning: float = 0.95,
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        every: int = 10,
+        lr: NonNegative = 3e-3,
+        betas: Betas = [0.95, 0.95],
+        turning: Decay = 0.95,
+        eps: Positive = 1e-8,
+        weight_decay: NonNegative = 0.01,
+        every: Count = 10,
         sides: Literal["shorter", "both"] = "shorter",
-        most: int = 4096,
+        most: Whole = 4096,
         products: Products = "float32",
     ) -> None:
         self.betas, self.turning, self.eps, self.every, self.sides, self.most = betas, turning, eps, every, sides, most

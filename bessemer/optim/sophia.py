@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bessemer.core import rng
+from bessemer.core.ranges import Betas, Count, NonNegative, Positive, Share
 from bessemer.optim._blocks import States
 from bessemer.optim._probe import Probe, laid_out, weights
 from bessemer.optim._rule import Group, Rule, gradients, norms, not_finite, sweep
@@ -43,14 +44,14 @@ class Sophia(Rule):
         self,
         params: Any,
         *,
-        lr: float = 6e-4,
-        betas: list[float] = [0.965, 0.99],
-        gamma: float = 0.05,
-        eps: float = 1e-12,
-        weight_decay: float = 0.2,
+        lr: NonNegative = 6e-4,
+        betas: Betas = [0.965, 0.99],
+        gamma: NonNegative = 0.05,
+        eps: Positive = 1e-12,
+        weight_decay: NonNegative = 0.2,
         estimate: Literal["gauss_newton_bartlett", "hutchinson"] = "gauss_newton_bartlett",
-        every: int = 10,
-        share: float = 0.5,
+        every: Count = 10,
+        share: Share = 0.5,
         seed: int = 0,
         states: States = "full",
     ) -> None:

@@ -325,7 +325,7 @@ def _state(plan: Plan, kinds: dict[Any, list[int]]) -> holds.State | None:
     one = {kind: [number] for number, kind in enumerate(kinds)}
     key = repr((plan.model, plan.vocabulary, plan.tasks, plan.optim, plan.adapt, one))
     if key not in _KNOWN:
-        ones, first = Ones(), {kind: blocks[:1] for kind, blocks in _kinds(_skeleton(plan)).items() if kind in kinds}
+        ones, first = Ones(allow_non_fake_inputs=True), {kind: blocks[:1] for kind, blocks in _kinds(_skeleton(plan)).items() if kind in kinds}
         _KNOWN[key] = holds.state(plan.optim, _filled(_few(plan, first), ones), ones)
     tried = _KNOWN[key]
     if tried is None:

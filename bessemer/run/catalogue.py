@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import types
+import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,24 +59,51 @@ def look_up(word: str) -> tuple[str | None, list[registry.Entry]]:
 
 
 def options(entry: registry.Entry) -> list[dict[str, Any]]:
-    """The options of a method: name, type as written, default or None if it must be given. Imports it."""
+    """The options of a method: name, type in words, default or None if it must be given. Imports it."""
     import inspect
 
     target = registry.find(entry.kind, entry.name)
     function = target.__init__ if inspect.isclass(target) else target
-    found = []
+    hints, found = registry.hints(target), []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             needed = parameter.default is inspect.Parameter.empty
             found.append(
                 {
                     "name": parameter.name,
-                    "type": inspect.formatannotation(parameter.annotation).strip("'"),
+                    "type": in_words(hints.get(parameter.name, Any)),
                     "needed": needed,
                     "default": None if needed else parameter.default,
                 }
             )
     return found
+
+
+def in_words(hint: Any) -> str:
+    """A type as it is read by people: `float from 0 below 1`, `'full' | '8bit'`, `method of optim`."""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _ranged(inside[0], inside[1:])
+    if origin is typing.Literal:
+        return " | ".join(map(repr, inside))
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(in_words, inside))
+    if origin is not None and inside and origin is not Callable:
+        return f"{origin.__name__}[{', '.join(map(in_words, inside))}]"
+    named = {types.NoneType: "None", ...: "..."}
+    return named.get(hint) or getattr(hint, "__name__", str(hint))
+
+
+def _ranged(plain: Any, notes: tuple[Any, ...]) -> str:
+    words = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
+    kinds = [note.kind for note in notes if isinstance(note, registry.Kind)]
+    said = f"method of {kinds[0]}" if kinds else in_words(plain)
+    limits = [limit for note in notes for limit in getattr(note, "metadata", ())]
+    said = " ".join([said, *(f"{words[key]} {getattr(limit, key):g}" for limit in limits for key in words if hasattr(limit, key))])
+    lengths = {limit.min_length for limit in limits if hasattr(limit, "min_length")} & {
+        limit.max_length for limit in limits if hasattr(limit, "max_length")
+    }
+    return f"{said} of {lengths.pop()}" if lengths else said
 
 
 def measured() -> dict[str, dict[str, Any]]:

@@ -3,10 +3,11 @@
 import math
 
 from bessemer.core.progress import Progress
+from bessemer.core.ranges import NonNegative
 from bessemer.schedules._shapes import share, warm
 
 
-def cosine(progress: Progress, *, warmup: float = 0.02, floor: float = 0.1) -> float:
+def cosine(progress: Progress, *, warmup: NonNegative = 0.02, floor: NonNegative = 0.1) -> float:
     """Half a cosine from 1 after the warm-up to `floor` at the end (Loshchilov and Hutter 2017).
 
     Args:

@@ -3,18 +3,19 @@
 import math
 
 from bessemer.core.progress import Progress
+from bessemer.core.ranges import NonNegative, Positive, Whole
 from bessemer.schedules._shapes import warm
 
 
 def infinite(
     progress: Progress,
     *,
-    warmup: int = 100,
-    cooldown: int = 1000,
-    plateau: float = 0.5,
-    anneal_from: int | None = None,
-    anneal: int = 500,
-    floor: float = 0.0,
+    warmup: Whole = 100,
+    cooldown: Whole = 1000,
+    plateau: Positive = 0.5,
+    anneal_from: Whole | None = None,
+    anneal: Whole = 500,
+    floor: NonNegative = 0.0,
 ) -> float:
     """Warm-up, cosine cool-down to a plateau held for ever, and an anneal when asked for (Ibrahim et al. 2024).
 

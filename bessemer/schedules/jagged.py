@@ -1,10 +1,11 @@
 """A schedule that rises again after every restart."""
 
 from bessemer.core.progress import Progress
+from bessemer.core.ranges import Count, NonNegative, Whole
 from bessemer.schedules.cosine import cosine
 
 
-def jagged(progress: Progress, *, every: int = 1000, rise: int = 50, warmup: float = 0.02, floor: float = 0.1) -> float:
+def jagged(progress: Progress, *, every: Count = 1000, rise: Whole = 50, warmup: NonNegative = 0.02, floor: NonNegative = 0.1) -> float:
     """Half a cosine that falls to nearly nothing every so many steps and rises again at once (Lialin et al. 2023, "ReLoRA").
 
     For methods that begin anew while training goes on: relora's restarts, refactorize's reset momentum.

@@ -1,10 +1,11 @@
 """Straight down."""
 
 from bessemer.core.progress import Progress
+from bessemer.core.ranges import NonNegative
 from bessemer.schedules._shapes import share, warm
 
 
-def linear(progress: Progress, *, warmup: float = 0.02, floor: float = 0.0) -> float:
+def linear(progress: Progress, *, warmup: NonNegative = 0.02, floor: NonNegative = 0.0) -> float:
     """Linear decay from 1 after the warm-up to `floor` at the end (Bergsma et al. 2025, "Straight to zero").
 
     Args:

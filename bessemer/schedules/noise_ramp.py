@@ -3,9 +3,10 @@
 import math
 
 from bessemer.core.progress import Progress
+from bessemer.core.ranges import Positive
 
 
-def noise_ramp(progress: Progress, *, start: float = 0.125, most: float = 1.0, ratio: float = 1.0) -> float:
+def noise_ramp(progress: Progress, *, start: Positive = 0.125, most: Positive = 1.0, ratio: Positive = 1.0) -> float:
     """The largest power of two, as a factor of the whole batch, below the gradient noise scale (McCandlish et al. 2018).
 
     Needs `noise_scale` around the optimizers, which measures; until it has, the batch is whole.

@@ -1,9 +1,10 @@
 """A number that grows by stairs, made for batch sizes."""
 
 from bessemer.core.progress import Progress
+from bessemer.core.ranges import Count, NonNegative, Share
 
 
-def ramp(progress: Progress, *, start: float = 0.25, span: float = 0.3, stairs: int = 3) -> float:
+def ramp(progress: Progress, *, start: NonNegative = 0.25, span: Share = 0.3, stairs: Count = 3) -> float:
     """From `start` to 1 in equal stairs over the first `span` of the run (Smith et al. 2022, MT-NLG's batch-size ramp).
 
     Args:

@@ -4,10 +4,13 @@ import math
 from typing import Literal
 
 from bessemer.core.progress import Progress
+from bessemer.core.ranges import NonNegative
 from bessemer.schedules._shapes import share, warm
 
 
-def wsd(progress: Progress, *, warmup: float = 0.02, decay: float = 0.2, floor: float = 0.0, shape: Literal["linear", "sqrt"] = "linear") -> float:
+def wsd(
+    progress: Progress, *, warmup: NonNegative = 0.02, decay: NonNegative = 0.2, floor: NonNegative = 0.0, shape: Literal["linear", "sqrt"] = "linear"
+) -> float:
     """Warm-up, a long plateau, then a decay over the last share (Hu et al. 2024, "MiniCPM"; Hägele et al. 2024).
 
     Args:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bessemer.core.products import linear
-from bessemer.models.reparameterized import Match, Matrix, Others, Place, replace, within
+from bessemer.models.reparameterized import Match, Matrix, Others, Place, replace
 
 
-def bone(model: nn.Module, seed: int = 0, *, rank: int = 16, guide: bool = True, match: Match = "blocks.*", others: Others = "freeze") -> nn.Module:
+def bone(
+    model: nn.Module,
+    seed: int = 0,
+    *,
+    rank: Annotated[int, Field(ge=1, le=1 << 16)] = 16,
+    guide: bool = True,
+    match: Match = "blocks.*",
+    others: Others = "freeze",
+) -> nn.Module:
     """An affine change of every square block of the weight, one small matrix for each row of blocks (Kang 2024, "Bone").
 
     W is cut into blocks W_ij of rank x rank; block-row i has one trained matrix b_i, zeros at first: W_ij + W_ij b_i + b_i. The weight
@@ -27,7 +37,6 @@ def bone(model: nn.Module, seed: int = 0, *, rank: int = 16, guide: bool = True,
         match: which linear layers.
         others: whether all other parameters train or are frozen.
     """
-    within(rank, 0, 1 << 16, "rank")
     return replace(model, partial(BoneMatrix, rank=rank, guide=guide), seed, match, others)
 
 

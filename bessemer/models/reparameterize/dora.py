@@ -7,13 +7,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from bessemer.core.ranges import Count, Positive
 from bessemer.core.registry import Auto
 from bessemer.models.reparameterize.lora import LoRAMatrix
 from bessemer.models.reparameterized import Match, Others, Place, exact, replace
 
 
 def dora(
-    model: nn.Module, seed: int = 0, *, rank: int | Auto = 16, alpha: float = 16.0, match: Match = "blocks.*", others: Others = "freeze"
+    model: nn.Module, seed: int = 0, *, rank: Count | Auto = 16, alpha: Positive = 16.0, match: Match = "blocks.*", others: Others = "freeze"
 ) -> nn.Module:
     """A trained magnitude for each output times a direction that LoRA adapts (Liu et al. 2024, "DoRA").
 

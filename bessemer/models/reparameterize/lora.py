@@ -6,13 +6,14 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from bessemer.core.ranges import Count, Positive
 from bessemer.core.registry import Auto
 from bessemer.models.reparameterize._low_rank import LowRank
 from bessemer.models.reparameterized import Match, Others, Place, rank_of, replace
 
 
 def lora(
-    model: nn.Module, seed: int = 0, *, rank: int | Auto = 16, alpha: float = 16.0, match: Match = "blocks.*", others: Others = "freeze"
+    model: nn.Module, seed: int = 0, *, rank: Count | Auto = 16, alpha: Positive = 16.0, match: Match = "blocks.*", others: Others = "freeze"
 ) -> nn.Module:
     """Frozen weights plus a trained product of two thin matrices (Hu et al. 2021, "LoRA").
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from bessemer.core.products import linear
+from bessemer.core.ranges import Count, Part, Share
 from bessemer.core.registry import Auto
-from bessemer.models.reparameterized import Match, Matrix, Others, Place, rank_of, replace, svd, within
+from bessemer.models.reparameterized import Match, Matrix, Others, Place, rank_of, replace, svd
 
 
 def lost(
-    model: nn.Module, seed: int = 0, *, rank: int | Auto = "auto", density: float = 0.03, gamma: float = 0.7, match: Match = "blocks.*",
+    model: nn.Module, seed: int = 0, *, rank: Count | Auto = "auto", density: Part = 0.03, gamma: Share = 0.7, match: Match = "blocks.*",
     others: Others = "train",
 ) -> nn.Module:  # fmt: skip
     """Low-rank factors from the largest singular values, and whole input channels for what the others hold (Li et al. 2025, "LOST").
@@ -33,8 +34,6 @@ def lost(
         match: which linear layers.
         others: whether all other parameters train or are frozen.
     """
-    within(density, 0, 1, "density")
-    within(gamma, 0, 1, "gamma")
     return replace(model, partial(LOSTMatrix, rank=rank, density=density, gamma=gamma), seed, match, others)
 
 

@@ -7,12 +7,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from bessemer.core.ranges import Count
 from bessemer.core.registry import Auto
 from bessemer.models.reparameterize._low_rank import LowRank
 from bessemer.models.reparameterized import Match, Others, Place, rank_of, replace, svd
 
 
-def pissa(model: nn.Module, seed: int = 0, *, rank: int | Auto = 16, match: Match = "blocks.*", others: Others = "freeze") -> nn.Module:
+def pissa(model: nn.Module, seed: int = 0, *, rank: Count | Auto = 16, match: Match = "blocks.*", others: Others = "freeze") -> nn.Module:
     """Trains the principal singular values and vectors, the rest of the weight frozen (Meng et al. 2024, "PiSSA").
 
     With W = U S V^T and its first rank components: A = U_r S_r^1/2 and B = S_r^1/2 V_r^T train, W - A B is frozen. The model begins

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from bessemer.core.products import linear
 from bessemer.core.progress import Progress
+from bessemer.core.ranges import Count
 from bessemer.core.registry import Auto
-from bessemer.models.reparameterized import Counting, Match, Optimizers, Others, Place, rank_of, replace, svd, within
+from bessemer.models.reparameterized import Counting, Match, Optimizers, Others, Place, rank_of, replace, svd
 
 
 def refactorize(
-    model: nn.Module, seed: int = 0, *, rank: int | Auto = "auto", every: int = 200, match: Match = "blocks.*", others: Others = "train"
+    model: nn.Module, seed: int = 0, *, rank: Count | Auto = "auto", every: Count = 200, match: Match = "blocks.*", others: Others = "train"
 ) -> nn.Module:
     """Low-rank weights from scratch, refactored to balanced factors with the momentum reset every so often (Glentis et al. 2025).
 
@@ -31,7 +32,6 @@ def refactorize(
         match: which linear layers.
         others: whether all other parameters train or are frozen.
     """
-    within(every, 0, 1 << 62, "every")
     return replace(model, partial(RefactorizedMatrix, rank=rank, every=every), seed, match, others)
 
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from bessemer.core.progress import Progress
+from bessemer.core.ranges import Count, Positive, Share
 from bessemer.core.registry import Auto
 from bessemer.models.reparameterize._low_rank import LowRank
-from bessemer.models.reparameterized import Counting, Match, Optimizers, Others, Place, rank_of, replace, within
+from bessemer.models.reparameterized import Counting, Match, Optimizers, Others, Place, rank_of, replace
 
 
 def relora(
-    model: nn.Module, seed: int = 0, *, rank: int | Auto = "auto", alpha: float | Auto = "auto", every: int = 1000, prune: float = 0.99,
+    model: nn.Module, seed: int = 0, *, rank: Count | Auto = "auto", alpha: Positive | Auto = "auto", every: Count = 1000, prune: Share = 0.99,
     match: Match = "blocks.*", others: Others = "train",
 ) -> nn.Module:  # fmt: skip
     """LoRA merged into the weight and begun anew every so many updates, so that the sum has a high rank (Lialin et al. 2023, "ReLoRA").
@@ -35,8 +36,6 @@ def relora(
         match: which linear layers.
         others: whether all other parameters train or are frozen.
     """
-    within(every, 0, 1 << 62, "every")
-    within(prune, -1e-9, 1, "prune")
     return replace(model, partial(ReLoRAMatrix, rank=rank, alpha=alpha, every=every, prune=prune), seed, match, others)
 
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from bessemer.core.products import linear
+from bessemer.core.ranges import Count, Part, Positive
 from bessemer.core.registry import Auto
-from bessemer.models.reparameterized import Match, Matrix, Others, Place, rank_of, replace, within
+from bessemer.models.reparameterized import Match, Matrix, Others, Place, rank_of, replace
 
 
 def sltrain(
-    model: nn.Module, seed: int = 0, *, rank: int | Auto = "auto", density: float = 0.03, alpha: float = 32.0, match: Match = "blocks.*",
+    model: nn.Module, seed: int = 0, *, rank: Count | Auto = "auto", density: Part = 0.03, alpha: Positive = 32.0, match: Match = "blocks.*",
     others: Others = "train",
 ) -> nn.Module:  # fmt: skip
     """The weight is low-rank plus sparse on a fixed random support, from scratch (Han et al. 2024, "SLTrain").
@@ -33,7 +34,6 @@ def sltrain(
         match: which linear layers.
         others: whether all other parameters train or are frozen.
     """
-    within(density, 0, 1, "density")
     return replace(model, partial(SLTrainMatrix, rank=rank, density=density, alpha=alpha), seed, match, others)
 
 

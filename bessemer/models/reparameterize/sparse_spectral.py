@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from bessemer.core.products import linear
 from bessemer.core.progress import Progress
+from bessemer.core.ranges import Count
 from bessemer.core.registry import Auto
-from bessemer.models.reparameterized import Counting, Match, Optimizers, Others, Place, rank_of, replace, svd, within
+from bessemer.models.reparameterized import Counting, Match, Optimizers, Others, Place, rank_of, replace, svd
 
 
 def sparse_spectral(
-    model: nn.Module, seed: int = 0, *, rank: int | Auto = "auto", every: int = 200, draws: int | Auto = "auto", match: Match = "blocks.*",
+    model: nn.Module, seed: int = 0, *, rank: Count | Auto = "auto", every: Count = 200, draws: Count | Auto = "auto", match: Match = "blocks.*",
     others: Others = "train",
 ) -> nn.Module:  # fmt: skip
     """All singular values train all the time, and of the singular vectors a sample at a time (Zhao et al. 2024, "Sparse Spectral Training").
@@ -36,9 +37,6 @@ def sparse_spectral(
         match: which linear layers.
         others: whether all other parameters train or are frozen.
     """
-    within(every, 0, 1 << 62, "every")
-    if draws != "auto":
-        within(draws, 0, 1 << 62, "draws")
     return replace(model, partial(SpectralMatrix, rank=rank, every=every, draws=draws), seed, match, others)
 
 

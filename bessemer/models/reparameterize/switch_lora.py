@@ -10,17 +10,18 @@ from torch import Tensor, nn
 
 from bessemer.core.products import linear
 from bessemer.core.progress import Progress
+from bessemer.core.ranges import Count, Positive, Whole
 from bessemer.core.registry import Auto
 from bessemer.models.reparameterize._low_rank import LowRank
-from bessemer.models.reparameterized import Counting, Match, Optimizers, Others, Place, rank_of, replace, within
+from bessemer.models.reparameterized import Counting, Match, Optimizers, Others, Place, rank_of, replace
 
 GAIN = math.sqrt(2 / 6)
 """Of Kaiming's initial values for a leaky ReLU of slope sqrt(5), torch's for linear layers."""
 
 
 def switch_lora(
-    model: nn.Module, seed: int = 0, *, rank: int | Auto = "auto", alpha: float = 1.0, interval: float = 40.0, decay: float = 0.1,
-    hold: int = 5, match: Match = "blocks.*", others: Others = "train",
+    model: nn.Module, seed: int = 0, *, rank: Count | Auto = "auto", alpha: Positive = 1.0, interval: Positive = 40.0, decay: Positive = 0.1,
+    hold: Whole = 5, match: Match = "blocks.*", others: Others = "train",
 ) -> nn.Module:  # fmt: skip
     """LoRA that keeps exchanging a few of its vectors for spare ones, so that it learns in all directions (Zhou et al. 2024, "SwitchLoRA").
 
@@ -42,8 +43,6 @@ def switch_lora(
         match: which linear layers.
         others: whether all other parameters train or are frozen.
     """
-    within(interval, 0, math.inf, "interval")
-    within(decay, 0, math.inf, "decay")
     return replace(model, partial(SwitchLoRAMatrix, rank=rank, alpha=alpha, interval=interval, decay=decay, hold=hold), seed, match, others)
 
 

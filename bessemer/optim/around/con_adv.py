@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bessemer.core.errors import RecipeError
+from bessemer.core.ranges import NonNegative, Share
 from bessemer.optim._probe import Probe, weights
 from bessemer.optim.around._around import Around
 
@@ -28,7 +29,7 @@ class ConAdv(Around):
 
     sharded = True
 
-    def __init__(self, params: Any, model: nn.Module, *, size: float = 0.1, share: float = 0.5) -> None:
+    def __init__(self, params: Any, model: nn.Module, *, size: NonNegative = 0.1, share: Share = 0.5) -> None:
         self.size, self.share = size, share
         super().__init__(params, model)
         embed = getattr(model, "embed", None)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bessemer.core import rng
+from bessemer.core.ranges import Count, Part, Positive
 from bessemer.optim._probe import Probe, Reuse, weights
 from bessemer.optim.around.spsa import ZerothOrder
 
@@ -31,7 +32,7 @@ class DeepZero(ZerothOrder):
     sharded = False
     why = ": it moves single coordinates, which one rank has"
 
-    def __init__(self, params: Any, model: nn.Module, *, radius: float = 5e-3, keep: float = 0.1, directions: int = 20, seed: int = 0) -> None:
+    def __init__(self, params: Any, model: nn.Module, *, radius: Positive = 5e-3, keep: Part = 0.1, directions: Count = 20, seed: int = 0) -> None:
         self.radius, self.keep, self.directions, self.seed = radius, keep, directions, seed
         super().__init__(params, model)
 

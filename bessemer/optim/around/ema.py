@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bessemer.core.ranges import Decay
 from bessemer.optim._probe import weights
 from bessemer.optim.around._around import Around, refuse_changing
 
@@ -26,7 +27,7 @@ class Ema(Around):
     sharded = True
     needs_gradients = False
 
-    def __init__(self, params: Any, model: nn.Module, *, decay: float = 0.999, warm: bool = True) -> None:
+    def __init__(self, params: Any, model: nn.Module, *, decay: Decay = 0.999, warm: bool = True) -> None:
         self.decay, self.warm = decay, warm
         super().__init__(params, model)
         refuse_changing(self)

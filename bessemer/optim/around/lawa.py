@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bessemer.core.ranges import Count
 from bessemer.optim._probe import weights
 from bessemer.optim.around._around import Around, refuse_changing
 
@@ -27,7 +28,7 @@ class Lawa(Around):
     sharded = True
     needs_gradients = False
 
-    def __init__(self, params: Any, model: nn.Module, *, latest: int = 5, every: int = 50) -> None:
+    def __init__(self, params: Any, model: nn.Module, *, latest: Count = 5, every: Count = 50) -> None:
         self.latest, self.every = latest, every
         super().__init__(params, model)
         refuse_changing(self)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from bessemer.core import rng
+from bessemer.core.ranges import Count, NonNegative
 from bessemer.optim._probe import Probe, weights
 from bessemer.optim.around.lawa import Lawa
 
@@ -38,12 +39,12 @@ class Lcsc(Lawa):
         params: Any,
         model: nn.Module,
         *,
-        latest: int = 8,
-        every: int = 25,
-        trials: int = 60,
-        population: int = 8,
-        spread: float = 0.1,
-        times: int = 1,
+        latest: Count = 8,
+        every: Count = 25,
+        trials: Count = 60,
+        population: Count = 8,
+        spread: NonNegative = 0.1,
+        times: Count = 1,
         seed: int = 0,
     ) -> None:
         self.trials, self.population, self.spread, self.times, self.seed = trials, population, spread, times, seed

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from bessemer.core import rng
 from bessemer.core.errors import RecipeError
 from bessemer.core.progress import Progress
+from bessemer.core.ranges import Count
 from bessemer.optim._probe import Probe
 from bessemer.optim.around._around import Around
 
@@ -33,7 +34,7 @@ class Lisa(Around):
     sharded = True
     needs_gradients = False
 
-    def __init__(self, params: Any, model: nn.Module, *, layers: int = 2, every: int = 20, seed: int = 0) -> None:
+    def __init__(self, params: Any, model: nn.Module, *, layers: Count = 2, every: Count = 20, seed: int = 0) -> None:
         self.layers, self.every, self.seed = layers, every, seed
         super().__init__(params, model)
         found = {p: re.match(r"blocks\.(\d+)\.", name) for p, name in self.names.items()}

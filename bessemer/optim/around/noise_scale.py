@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bessemer.core import shards
 from bessemer.core.batch import Batch
+from bessemer.core.ranges import Count, Decay
 from bessemer.optim._probe import Probe
 from bessemer.optim.around._around import Around
 
@@ -29,7 +30,7 @@ class NoiseScale(Around):
 
     sharded = True
 
-    def __init__(self, params: Any, model: nn.Module, *, every: int = 10, decay: float = 0.9) -> None:
+    def __init__(self, params: Any, model: nn.Module, *, every: Count = 10, decay: Decay = 0.9) -> None:
         self.every, self.decay = every, decay
         super().__init__(params, model)
         self.found: tuple[float, float] | None = None

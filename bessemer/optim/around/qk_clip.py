@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from bessemer.core import shards
 from bessemer.core.errors import RecipeError
 from bessemer.core.progress import Progress
+from bessemer.core.ranges import Positive
 from bessemer.models.layers.attention import Attention
 from bessemer.models.reparameterized import Reparameterized
 from bessemer.optim._probe import Probe
@@ -32,7 +33,7 @@ class QkClip(Around):
     sharded = True
     needs_gradients = False
 
-    def __init__(self, params: Any, model: nn.Module, *, limit: float = 100.0) -> None:
+    def __init__(self, params: Any, model: nn.Module, *, limit: Positive = 100.0) -> None:
         self.limit = limit
         super().__init__(params, model)
         self.layers = [module for module in model.modules() if isinstance(module, Attention)]

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from bessemer.core import rng, shards
 from bessemer.core.errors import RecipeError
 from bessemer.core.progress import Progress
+from bessemer.core.ranges import Count, Positive
 from bessemer.optim._probe import Probe, laid_out, weights
 from bessemer.optim.around._around import Around
 
@@ -58,7 +59,7 @@ class Spsa(ZerothOrder):
         seed: of the directions.
     """
 
-    def __init__(self, params: Any, model: nn.Module, *, radius: float = 1e-3, directions: int = 1, seed: int = 0) -> None:
+    def __init__(self, params: Any, model: nn.Module, *, radius: Positive = 1e-3, directions: Count = 1, seed: int = 0) -> None:
         self.radius, self.directions, self.seed = radius, directions, seed
         super().__init__(params, model)
         if any(isinstance(p, DTensor) and not set(p.device_mesh.mesh_dim_names or ()) <= set(shards.DATA) for p in self.names):

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from bessemer.core import shards
 from bessemer.core.errors import RecipeError
 from bessemer.core.progress import Progress
+from bessemer.core.ranges import Positive
 from bessemer.models.layers.embedding import Embedding
 from bessemer.optim._probe import Probe
 from bessemer.optim.around._around import Around
@@ -30,7 +31,7 @@ class Tract(Around):
 
     sharded = True
 
-    def __init__(self, params: Any, model: nn.Module, *, ridge: float = 0.1) -> None:
+    def __init__(self, params: Any, model: nn.Module, *, ridge: Positive = 0.1) -> None:
         self.ridge = ridge
         super().__init__(params, model)
         owners = {module.weight: module for module in model.modules() if isinstance(module, nn.Linear | nn.Embedding | Embedding)}

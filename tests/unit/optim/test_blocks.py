@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
+from bessemer.core.registry import choose
 from bessemer.optim import _blocks, _native
+from bessemer.plan.held import Ones, state
+from bessemer.train.optimizers import TAGS
 
 CASES = [("8bit", True), ("8bit", False), ("4bit", True), ("4bit", False)]
 
@@ -77,3 +81,28 @@ def test_small_and_uneven_tensors_stay_full():
     assert _blocks.stored_bytes(4096, "8bit", 4) == 4096 + 4 * 16
     assert _blocks.stored_bytes(4096, "4bit", 4) == 2048 + 4 * 32
     assert _blocks.stored_bytes(100, "8bit", 2) == 200
+
+
+@pytest.mark.parametrize(("states", "signed"), CASES)
+def test_tensors_without_memory_are_left_to_torch(states, signed):
+    """A dry run's: the kernels would write to address 0. The tables that it makes have memory, for whoever comes later."""
+    _blocks._levels.cache_clear()
+    with Ones(allow_non_fake_inputs=True):
+        values = torch.ones(4096)
+        held = packed(values, states, signed)
+        held.encode(values)
+        assert held.decode(torch.empty(4096)).shape == (4096,)
+    assert not any(isinstance(t, FakeTensor) for t in _blocks._levels(held.bits, signed))
+    weight, real = torch.nn.Parameter(torch.ones(4096)), torch.ones(4096)
+    assert not _blocks.adamw(weight, real, held, held, [0.1] * 6)
+    test_every_level_decodes_to_itself_and_numbers_go_to_the_nearest(states, signed)
+
+
+@pytest.mark.parametrize("name", ["adamw8bit", "adamw4bit", "galore8bit"])
+def test_a_dry_run_counts_the_bytes_that_a_rule_documents(name):
+    model = torch.nn.Linear(64, 256, bias=False)
+    choice = choose("optim", name, TAGS)
+    counted = state([choice], model, Ones(allow_non_fake_inputs=True))
+    rule = choice([torch.nn.Parameter(torch.empty(256, 64))])
+    assert counted is not None
+    assert sum(size for entries in counted.values() for _, size in entries) == rule.state_bytes((256, 64))

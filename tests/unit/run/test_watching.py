@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from typing import Annotated
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 import bessemer
 from bessemer.cli import main
-from bessemer.core import registry
+from bessemer.core import ranges, registry
 from bessemer.run import catalogue, doctor, energy, observe, toml
 
 
@@ -154,7 +155,8 @@ def test_methods_by_kind_and_name(capsys):
     assert "wsd" in capsys.readouterr().out
     assert main(["methods", "wsd"]) == 0
     said = capsys.readouterr().out
-    assert "warmup: float  = " in said
+    assert "warmup: float from 0  = " in said
+    assert "shape: 'linear' | 'sqrt'  = " in said
     assert "schedules/wsd.py" in said
     assert main(["methods", "wsd", "--json"]) == 0
     (method,) = json.loads(capsys.readouterr().out)["methods"]
@@ -165,6 +167,22 @@ def test_every_method_can_be_shown():
     for entry in bessemer.methods():
         assert entry.summary, f"{entry.kind}/{entry.name} has no docstring"
         assert isinstance(catalogue.options(entry), list)
+
+
+@pytest.mark.parametrize(
+    ("hint", "said"),
+    [
+        (int, "int"),
+        (float | None, "float | None"),
+        (ranges.Count | registry.Auto, "int from 1 | 'auto'"),
+        (ranges.Part, "float above 0 to 1"),
+        (ranges.Betas, "list[float from 0 below 1] of 2"),
+        (list[Annotated[registry.Choice, registry.Kind("optim", role=str)]], "list[method of optim]"),
+        (dict[str, int], "dict[str, int]"),
+    ],
+)
+def test_types_are_said_in_words(hint, said):
+    assert catalogue.in_words(hint) == said
 
 
 def test_the_catalogue_page_names_every_method_and_what_was_measured(tmp_path, monkeypatch, capsys):
