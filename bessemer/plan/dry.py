@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from bessemer.core.mesh import Mesh, World
 from bessemer.core.registry import Choice
 from bessemer.core.work import Work
 from bessemer.models.package import fill
-from bessemer.models.transfer import tensors
+from bessemer.models.transfer import parameter_roles, tensors
 from bessemer.parallel import pipeline
 from bessemer.parallel.order import Parallel, spread
 from bessemer.plan import formula, tasks
@@ -42,6 +42,7 @@ from bessemer.plan.held import Held, Ones
 from bessemer.plan.stand_ins import Dealt, even, told_apart
 from bessemer.plan.tasks import Untried
 from bessemer.plan.traffic import Listener, Traffic
+from bessemer.train import build, optimizers
 from bessemer.train.task import Task
 
 SMALL = 2**20
@@ -167,6 +168,25 @@ def run(plan: Plan, rank: int = 0) -> Found:
             return replace(_run(plan, rank), untried=tuple(task.name for task in plan.tasks if task.name in plan.untried))
         except Untried as found:
             plan = replace(plan, untried=plan.untried | {found.task})
+
+
+def put_together(plan: Plan, adapt: Choice | None, around: list[Choice]) -> None:
+    """Has the plan's model, tasks, optimizers and what acts around them meet in one process, without memory.
+
+    Args:
+        adapt, around: as in a recipe.
+
+    Raises:
+        BessemerError: they contradict each other.
+    """
+    mode = Ones()
+    with suppress(Untried, RuntimeError):  # so torch refuses what asks for numbers; that comes out where there are some
+        with torch.device("meta"):
+            model = build.adapted(plan.work, plan.model(plan.vocabulary, 0), adapt, fresh=True)
+            tasks.objectives(plan, model)
+        model = _filled(model, mode)
+        with mode:
+            optimizers.build(model, plan.optim, parameter_roles(model), around)
 
 
 def _run(plan: Plan, rank: int) -> Found:
