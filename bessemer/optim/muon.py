@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bessemer.core import shards
+from bessemer.core.errors import RecipeError
 from bessemer.core.ranges import Count, Decay, NonNegative
 from bessemer.optim._matrices import Stacks
 from bessemer.optim._newton_schulz import Polynomial, subtract_orthogonal
@@ -29,6 +30,9 @@ class Muon(torch.optim.Optimizer):
         steps: polynomials applied to make the momentum orthogonal; 5 as published.
         polynomial: "minimax" is better tuned and needs four steps where the published quintic needs five.
         weight_decay: decoupled.
+
+    Raises:
+        RecipeError: a parameter is no matrix, so that nothing of it could be orthogonal.
     """
 
     transfer = "orthogonal"
@@ -47,6 +51,18 @@ class Muon(torch.optim.Optimizer):
         self.polynomial: Polynomial = polynomial
         super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "steps": steps, "weight_decay": weight_decay})
         self.stacks = [Stacks(group["params"], group.get("parts")) for group in self.param_groups]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        names = group.get("names") or map(str, range(len(group["params"])))
+        vectors = [name for name, parameter in zip(names, group["params"], strict=True) if parameter.ndim < 2]
+        if vectors:
+            raise RecipeError(
+                f"muon moves matrices, and '{vectors[0]}' is none",
+                key="optim",
+                mend='give it matrices alone, and the rest to another: optim = [{ role = "matrix", name = "muon" }, { name = "adamw", lr = 0.03 }]',
+            )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

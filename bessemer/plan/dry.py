@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,19 @@ def run(plan: Plan, rank: int = 0) -> Found:
             return replace(_run(plan, rank), untried=tuple(task.name for task in plan.tasks if task.name in plan.untried))
         except Untried as found:
             plan = replace(plan, untried=plan.untried | {found.task})
+
+
+def put_together(plan: Plan) -> None:
+    """Has the plan's model, tasks, optimizers and what acts around them meet in one process, without memory.
+
+    Raises:
+        BessemerError: they contradict each other.
+    """
+    mode = Ones()
+    with suppress(Untried, RuntimeError):  # so torch refuses what asks for numbers; that comes out where there are some
+        model = _filled(_skeleton(plan), mode)
+        with mode:
+            optimizers.build(model, plan.optim, parameter_roles(model), plan.around)
 
 
 def _run(plan: Plan, rank: int) -> Found:

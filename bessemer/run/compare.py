@@ -10,9 +10,9 @@ from typing import Any
 from bessemer.core import files, registry
 from bessemer.core import recipe as recipes
 from bessemer.core.artifact import MANIFEST, digest
-from bessemer.core.errors import BessemerError, RecipeError, TrainingError
+from bessemer.core.errors import BessemerError, RecipeError
 from bessemer.core.recipe import Recipe
-from bessemer.run import compare_tune, observe, runner, wiring
+from bessemer.run import compare_tune, dry_run, observe, runner, wiring
 from bessemer.run.compare_options import Budget, parse_budget
 from bessemer.run.compare_table import Variant, ending, rows
 from bessemer.run.report_data import METRICS, read_metrics
@@ -32,7 +32,9 @@ def compare(
 
     What the variants share, the data above all, is made once: every artifact stands in `OUT/store` under its key. Seeds
     change the weights' beginning and the order of data in the training stage alone; variants of one seed share both. Variants that an
-    earlier call with the same recipe, budget and tuning left in `OUT` stay in the table.
+    earlier call with the same recipe, budget and tuning left in `OUT` stay in the table, if as much of the budget went into their trainings.
+
+    A variant whose training fails stands in the table with what went wrong, and the others are trained all the same.
 
     With `tune` a variant's whole spending, tuning included, is still the budget times the seeds: every trial is half as long as a
     training. (Much shorter ones find rates for the warm-up alone.)
@@ -50,10 +52,12 @@ def compare(
         what is written to `compare.json`.
 
     Raises:
-        BessemerError: a key, value or budget isn't possible; nothing is run then.
+        BessemerError: a key, value or budget isn't possible, and nothing is run then; a stage fails that all variants share; or every variant fails.
     """
     if seeds < 1:
         raise BessemerError(f"{seeds} runs of each variant can't be made", key="--seeds", mend="give 1 or more")
+    if target is not None and not math.isfinite(target):
+        raise BessemerError(f"{target} can't be reached", key="--target", mend="give held-out bits per byte, such as 1.8, or leave it out")
     variants = [Variant(dict(zip(vary, values, strict=True))) for values in itertools.product(*vary.values())]
     limit, tune, base = parse_budget(budget), tune or {}, recipes.read(source, overrides)
     if tune and limit.unit is None:
@@ -62,13 +66,14 @@ def compare(
     bench = Bench(source, overrides, place, limit, smoke, watch or observe.Watch())
     share = seeds / (seeds + TRIAL * compare_tune.trials(tune))
     search = compare_tune.search_optuna(tune, base.seed) if tuner == "optuna" and tune else compare_tune.search_grid(tune)
-    for variant in variants:  # every mistake comes out before the first training
-        bench.check(variant, tune, seeds, share)
+    bench.check(variants, tune, seeds, share)
     for variant in variants:
         bench.tune(variant, tune, search, TRIAL * share)
         for seed in range(seeds):
             bench.train(variant, seed, share, f" (seed {seed})" if seeds > 1 else "")
-    made_of = digest([base.plain(), budget, dict(tune), tuner if tune else "", smoke])
+    if not any(variant.curves for variant in variants):
+        raise bench.failures[0]
+    made_of = digest([base.plain(), budget, dict(tune), tuner if tune else "", smoke, share])
     variants += _earlier(place, made_of, [variant.settings for variant in variants])
     table: dict[str, Any] = {"recipe": base.name, "budget": budget, "seeds": seeds, "tune": tune, "made_of": made_of, "first": variants[0].name}
     table["variants"] = rows(variants, target, limit)
@@ -79,11 +84,18 @@ def compare(
 
 
 class Bench:
-    """Where the trainings of one comparison are run."""
+    """Where the trainings of one comparison are run.
+
+    Attributes:
+        stages: of each variant, what its training and the stages it rests on are made by.
+        failures: what made trainings fail.
+    """
 
     def __init__(self, source: str | Path, overrides: list[str] | None, place: Path, budget: Budget, smoke: bool, watch: observe.Watch) -> None:
         self.source, self.place, self.budget, self.smoke, self.watch = source, place, budget, smoke, watch
         self.given: dict[str, Any] = dict(recipes._pairs(overrides))
+        self.stages: list[list[Any]] = []
+        self.failures: list[BessemerError] = []
 
     def recipe(self, settings: dict[str, Any], seed: int, share: float) -> Recipe:
         """The recipe of one run. Its stages before the training keep the recipe's seed, so that they are shared."""
@@ -94,14 +106,24 @@ class Bench:
         more: dict[str, Any] = {f"{train}.seed": recipe.seed + seed} if seed else {}
         return recipes.read(self.source, given | more | self.budget.overrides(train, known, share))
 
-    def check(self, variant: Variant, tune: dict[str, int | list[Any]], seeds: int, share: float) -> None:
-        """Plans every run of a variant."""
-        plans = [self.recipe(variant.settings, seed, share) for seed in range(seeds)]
-        if tune:
-            keys, own = self._own(variant, tune)
-            plans += [self.recipe(variant.settings | setting, 0, 1.0) for setting in compare_tune.grid(keys, own)]
-        for each in plans:
-            wiring.plan(each)
+    def check(self, variants: list[Variant], tune: dict[str, int | list[Any]], seeds: int, share: float) -> None:
+        """Plans every run, and puts together without data what each trains with, so that mistakes come out before the first training.
+
+        What only data, or an earlier model, can tell comes out later, and is then the variant's own failure.
+        """
+        for variant in variants:
+            plans = [self.recipe(variant.settings, seed, share) for seed in range(seeds)]
+            if tune:
+                keys, own = self._own(variant, tune)
+                plans += [self.recipe(variant.settings | setting, 0, TRIAL * share) for setting in compare_tune.grid(keys, own)]
+            for recipe in plans:
+                self._rehearse(recipe)
+            self.stages.append(_made_by(plans[0], training(plans[0])))
+
+    def _rehearse(self, recipe: Recipe) -> None:
+        step = next(step for step in wiring.plan(recipe) if step.stage.name == training(recipe))
+        if step.stage.choice.name == "train" and (spend := dry_run.rehearse(recipe, step, self.smoke)) is not None:
+            self.budget.enough(spend.tokens, spend.rows * spend.length)
 
     def tune(self, variant: Variant, tune: dict[str, int | list[Any]], search: compare_tune.Search, part: float) -> None:
         """Finds the variant's own values of the tuned keys by short trainings at the first seed."""
@@ -143,17 +165,23 @@ class Bench:
         recipe = self.recipe(variant.settings, seed, share)
         last = training(recipe)
         memory.give_back()  # what earlier trainings left in this process is not this one's
+        watch = Labelled(self.watch, label)
         try:
-            result = runner.run(
-                recipe, self.place, smoke=self.smoke, watch=Labelled(self.watch, label), store=self.place / "store", last=last, what="comparison"
-            )
-        except TrainingError as error:
+            result = runner.run(recipe, self.place, smoke=self.smoke, watch=watch, store=self.place / "store", last=last, what="comparison")
+        except BessemerError as error:
+            if not watch.at or (watch.at != last and self._shared(_made_by(recipe, watch.at))):
+                raise
             variant.failed.append(error.problem)
+            self.failures.append(error)
             return
         made = result.artifacts[last]
         variant.curves.append(read_metrics(variant.name, made.folder / METRICS))
         variant.infos.append(made.info)
         variant.folders.append(str(made.folder))
+
+    def _shared(self, stages: list[Any]) -> bool:
+        """Whether every variant has these stages."""
+        return all(stage in those for those in self.stages for stage in stages)
 
     def _own(self, variant: Variant, tune: dict[str, int | list[Any]]) -> tuple[dict[str, int | list[Any]], dict[str, Any]]:
         """The tuned keys in full, and the variant's own values of them."""
@@ -168,6 +196,12 @@ def training(recipe: Recipe) -> str:
     if not found:
         raise RecipeError("has no stage that trains, so there is nothing to compare", file=recipe.file, mend='add one: [[stage]] with do = "train"')
     return found[-1]
+
+
+def _made_by(recipe: Recipe, last: str) -> list[Any]:
+    """The tables of the stage `last` and of those it rests on."""
+    names = {step.stage.name for step in wiring.needed(wiring.plan(recipe), last)}
+    return [table for table in recipe.plain()["stage"] if table["name"] in names]
 
 
 def _earlier(place: Path, made_of: str, now: list[dict[str, Any]]) -> list[Variant]:
@@ -189,12 +223,18 @@ def _earlier(place: Path, made_of: str, now: list[dict[str, Any]]) -> list[Varia
 
 
 class Labelled(observe.Watch):
-    """Passes on what a variant's run does under the variant's name."""
+    """Passes on what a variant's run does under the variant's name.
+
+    Attributes:
+        at: the stage that was begun last.
+    """
 
     def __init__(self, watch: observe.Watch, label: str) -> None:
         self._watch, self._label = watch, label
+        self.at = ""
 
     def begin(self, stage: str) -> None:
+        self.at = stage
         self._watch.begin(f"{self._label}: {stage}")
 
     def progress(self, stage: str, done: float, total: float | None, unit: str, figures: dict[str, Any]) -> None:

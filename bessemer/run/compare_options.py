@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from bessemer.core.errors import BessemerError
 
 SPENT = ("tokens", "steps", "seconds", "flops")
 """What a training may spend."""
+LEAST = {"tokens": 1, "steps": 1, "seconds": 1.0, "flops": 1.0, "memory": 1.0}
+"""Less than this is no budget, whatever is trained; a second, since a training's first step, which compiles, isn't timed."""
 SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}
 
 
@@ -31,12 +34,31 @@ class Budget:
     memory: float | None = None
 
     def overrides(self, train: str, known: set[str], share: float) -> dict[str, Any]:
-        """Recipe keys that give the stage `train` this share of the budget, and nothing else to end it."""
+        """Recipe keys that give the stage `train` this share of the budget, and nothing else to end it.
+
+        Raises:
+            BessemerError: the share is less than a step.
+        """
         if self.unit is None:
             return {}
         amount = self.amount * share
-        whole = max(1, round(amount)) if self.unit in ("tokens", "steps") else amount
+        whole = round(amount) if self.unit in ("tokens", "steps") else amount
+        if whole <= 0:
+            raise self._short(f"{self.unit}={math.ceil(1.0 / share)}")
         return {f"{train}.{unit}": None for unit in SPENT if unit in known} | {f"{train}.{self.unit}": whole}
+
+    def enough(self, tokens: int | None, batch: int) -> None:
+        """Refuses a training of fewer tokens than a global batch has.
+
+        Raises:
+            BessemerError: it would spend more than its share.
+        """
+        if self.unit == "tokens" and tokens is not None and tokens < batch:
+            raise self._short(f"tokens={math.ceil(batch * self.amount / tokens)}, or a smaller train.batch")
+
+    def _short(self, enough: str) -> BessemerError:
+        problem = f"'{self.text}' leaves a training, or a trial of tuning, less than one step"
+        return BessemerError(problem, key="--budget", mend=f"give at least {enough}")
 
 
 def parse_vary(texts: list[str]) -> dict[str, list[Any]]:
@@ -81,7 +103,7 @@ def parse_budget(text: str | None) -> Budget:
     """`tokens=2M`, `seconds=60`, `steps=500`, `flops=1P`, `memory=2G`, or one of the first four and memory: `tokens=2M,memory=2G`.
 
     Raises:
-        BessemerError: another word, no positive number, or two things to spend.
+        BessemerError: another word, no finite number of one or more, or two things to spend.
     """
     if text is None:
         return Budget()
@@ -89,7 +111,7 @@ def parse_budget(text: str | None) -> Budget:
     for part in text.split(","):
         name, _, amount = part.strip().partition("=")
         value = _amount(amount)
-        if name not in (*SPENT, "memory") or name in found or not 0 < value < float("inf"):
+        if name not in LEAST or name in found or not LEAST[name] <= value < float("inf"):
             raise BessemerError(f"'{text}' is no budget", key="--budget", mend="write tokens=2M, steps=500, seconds=60, flops=1P or memory=2G")
         found[name] = value
     memory = found.pop("memory", None)

@@ -17,7 +17,7 @@ from bessemer.run.report_data import Curve
 
 COLUMNS = (
     "name", "tuned", "final", "interval", "best", "loss", "steps_to_target", "seconds_to_target", "flops_to_target", "tokens_per_second", "tokens",
-    "steps", "seconds", "flops", "peak_memory", "state_bytes", "verdict",
+    "steps", "seconds", "flops", "peak_memory", "state_bytes", "seeds", "verdict",
 )  # fmt: skip
 HEAD = ("variant", "tuned", "held-out", "± 95%", "best", "loss", "steps to", "time to", "FLOPs to", "tokens/s", "steps", "time", "memory", "state")
 LAST = "against the best"
@@ -48,7 +48,7 @@ def write(out: Path, table: dict[str, Any], variants: list[Variant]) -> None:
 def explained(table: dict[str, Any]) -> list[str]:
     """How the figures came about, in sentences."""
     said = [
-        f"Budget {table['budget'] or 'as the recipe says'}, {table['seeds']} seed{'s' if table['seeds'] > 1 else ''} each; held-out is bits per byte, the mean over domains."
+        f"Budget {table['budget'] or 'as the recipe says'}, {_seeds(table['seeds'])} each{', where nothing else is said' if _uneven(table) else ''}; held-out is bits per byte, the mean over domains."
     ]
     if table["tune"]:
         keys = ", ".join(table["tune"])
@@ -73,7 +73,8 @@ def cells(table: dict[str, Any]) -> list[list[str]]:
             _bytes(row["peak_memory"]),
             _bytes(row["state_bytes"]),
         ]
-        out.append([*line, row["verdict"]])
+        own = [_seeds(row["seeds"])] if row["seeds"] != table["seeds"] else []
+        out.append([*line, "; ".join([*own, row["verdict"]] if row["verdict"] else own)])
     return out
 
 
@@ -166,6 +167,15 @@ def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
         return any(a <= x and b <= y and (a, b) != (x, y) for a, b in points.values())
 
     return sorted((name for name in points if not beaten(name)), key=lambda name: points[name])
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' if count > 1 else ''}"
+
+
+def _uneven(table: dict[str, Any]) -> bool:
+    """Whether some variants were trained with another number of seeds, by an earlier call."""
+    return any(row["seeds"] != table["seeds"] for row in table["variants"])
 
 
 def _count(value: float | None) -> str:

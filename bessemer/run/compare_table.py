@@ -41,10 +41,10 @@ PLAIN = ("final", "best", "loss", "tokens_per_second", "tokens", "steps", "secon
 
 
 def rows(variants: list[Variant], target: float | None, budget: Budget) -> list[dict[str, Any]]:
-    """A row for each variant, best first, and how it stands to the best one.
+    """A row for each variant, best first, and how it stands to the best one; those with failed seeds come after those without.
 
     Args:
-        target: held-out bits per byte; None: what the first variant reached at its end with every seed.
+        target: held-out bits per byte; None: what the first variant reached at its end with every seed that got there.
     """
     found = [row(variant) for variant in variants]
     if target is None:
@@ -52,18 +52,18 @@ def rows(variants: list[Variant], target: float | None, budget: Budget) -> list[
     for variant, each in zip(variants, found, strict=True):
         each |= to_target(variant, target)
         each["over"] = bool(budget.memory and each["peak_memory"] and each["peak_memory"] > budget.memory)
-    ranked = sorted(found, key=lambda each: (each["final"] is None, each["over"], each["final"] or 0.0))
+    ranked = sorted(found, key=lambda each: (each["final"] is None, bool(each["failed"]), each["over"], each["final"] or 0.0))
     for each in ranked:
         verdicts = [verdict(ranked[0], each)] if each is not ranked[0] else []
         verdicts += [f"takes more than {budget.memory / 1e6:,.0f} MB"] if each["over"] and budget.memory else []
-        verdicts += [f"failed: {each['failed'][0]}"] if each["failed"] else []
+        verdicts += [f"{len(each['failed'])} of {each['seeds']} failed: {each['failed'][0]}"] if each["failed"] else []
         verdicts += [f"{', '.join(each['edge'])} best at the edge of what was tried"] if each["edge"] else []
         each["verdict"] = "; ".join(verdicts)
     return ranked
 
 
 def row(variant: Variant) -> dict[str, Any]:
-    """One variant's figures, averaged over its seeds.
+    """One variant's figures, averaged over the seeds that didn't fail.
 
     `final` is the last held-out bits per byte, the mean over domains, `final_by_seed` its values, `interval` half the width of its 95%
     interval over seeds (Student's t); without held-out measures it is the training loss over the last twentieth.
@@ -74,6 +74,7 @@ def row(variant: Variant) -> dict[str, Any]:
     for key in PLAIN:
         values = [value for end in ends if (value := end[key]) is not None]
         out[key] = mean(values) if values else None
+    out["seeds"] = len(variant.curves) + len(variant.failed)
     more = {"interval": half_width(finals), "final_by_seed": finals, "folders": variant.folders, "failed": variant.failed}
     parts = [curve.parts() for curve in variant.curves]
     out["parts"] = {name: mean(each[name] for each in parts) for name in (parts[0] if parts else ()) if all(name in each for each in parts)}
@@ -107,9 +108,12 @@ def ending(curve: Curve, info: dict[str, Any]) -> dict[str, float | None]:
 def to_target(variant: Variant, target: float | None) -> dict[str, Any]:
     """Steps, seconds, tokens and FLOPs until the first measure at or below the target: medians over seeds (Dahl et al. 2023, AlgoPerf).
 
-    A seed that never gets there counts as longer than any; where that is half of them or more there is no figure.
+    A seed that never gets there, or failed, counts as longer than any; where that is half of them or more there is no figure.
     """
-    reached = [_reached(curve, info, target) for curve, info in zip(variant.curves, variant.infos, strict=True)] if target is not None else []
+    reached: list[dict[str, Any] | None] = []
+    if target is not None:
+        reached += [_reached(curve, info, target) for curve, info in zip(variant.curves, variant.infos, strict=True)]
+        reached += [None] * len(variant.failed)
     out: dict[str, Any] = {"target": target, "reached": sum(found is not None for found in reached)}
     for key in ("steps", "tokens", "seconds", "flops"):
         values = [float("inf") if found is None else found[key] for found in reached]

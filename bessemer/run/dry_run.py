@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bessemer.core import device
-from bessemer.core.errors import RecipeError
+from bessemer.core.errors import BessemerError, RecipeError
 from bessemer.core.mesh import Mesh
 from bessemer.core.recipe import Recipe, Stage
 from bessemer.core.work import Work
 from bessemer.plan import dry
+from bessemer.run import wiring
 from bessemer.train import build
 
 
@@ -31,29 +34,65 @@ def dry_run(recipe: Recipe, ranks: int | None) -> dict[str, Any]:
         raise RecipeError("the recipe has no stage that trains", file=recipe.file, key="stage")
     found = {}
     for stage in stages:
-        try:
-            plan = _plan(recipe, stage, ranks)
+        with _named(recipe, stage):
+            vocabulary = _vocabulary(recipe)
+            if vocabulary is None:
+                mend = "put a train_tokenizer stage with a vocabulary before"
+                raise RecipeError("no stage says how many tokens there are", file=recipe.file, key="stage", mend=mend)
+            plan, _ = _plan(recipe, stage, ranks, vocabulary, smoke=False)
             tried = dry.run(plan)
             found[stage.name] = {"mesh": plan.mesh.describe(), "micro_batches": plan.micro_batches, "not_tried": list(tried.untried), **tried.plain()}
-        except RecipeError as error:
-            if error.file is not None or error.key is None:
-                raise
-            key = error.key if error.key.split(".")[0] == stage.name else f"{stage.name}.{error.key}"
-            raise RecipeError(error.problem, file=recipe.file, key=key, mend=error.mend) from error
     return {"recipe": recipe.name, "stages": found}
 
 
-def _plan(recipe: Recipe, stage: Stage, ranks: int | None) -> dry.Plan:
-    o, work = stage.choice.options, Work(Path(), recipe.seed, stage.name, False)
+def rehearse(recipe: Recipe, step: wiring.Step, smoke: bool) -> build.Budget | None:
+    """Has what a training stage will train with meet, without data or memory, so that what can't be is refused before any stage is done.
+
+    Args:
+        smoke: whether the training would be at its smallest.
+
+    Returns:
+        what the stage will spend; None where that depends on an earlier model or on a tokenizer to come, and nothing was tried.
+
+    Raises:
+        BessemerError: model, tasks, optimizers, what acts around them or budget contradict each other.
+    """
+    wires = {wire.parameter: wire for wire in step.wires}
+    if wires["start"].stages or wires["start"].folder is not None:
+        return None
+    folder, o = wires["tokenizer"].folder, step.stage.choice.options
+    with _named(recipe, step.stage):
+        vocabulary = _vocabulary(recipe) if folder is None else wires["tokenizer"].wanted.open(folder).vocabulary_size  # type: ignore[attr-defined]
+        if vocabulary is None:
+            return None
+        plan, spend = _plan(recipe, step.stage, None, vocabulary, smoke)
+        build.check(plan.work, o["schedule"], o["around"])
+        dry.put_together(plan)
+    return spend
+
+
+@contextmanager
+def _named(recipe: Recipe, stage: Stage) -> Iterator[None]:
+    """What is found wrong inside with the stage's options is told with the recipe's file and the stage's name."""
+    try:
+        yield
+    except BessemerError as error:
+        if error.file is not None or error.key is None:
+            raise
+        key = error.key if error.key.split(".")[0] == stage.name else f"{stage.name}.{error.key}"
+        raise type(error)(error.problem, file=recipe.file, key=key, mend=error.mend) from error
+
+
+def _plan(recipe: Recipe, stage: Stage, ranks: int | None, vocabulary: int, smoke: bool) -> tuple[dry.Plan, build.Budget]:
+    o, work = stage.choice.options, Work(Path(), recipe.seed, stage.name, smoke)
     length = build.row_length(work, o["length"], o["model"].options)
     choice = o["model"].with_options(length=length) if o["model"].options.get("length") == "auto" else o["model"]
-    vocabulary = _vocabulary(recipe)
     with torch.device("meta"):
         skeleton = build.adapted(work, choice(vocabulary, 0), o["adapt"], fresh=True)
     ends = {name: o[name] for name in ("steps", "tokens", "seconds", "flops", "batch", "micro_batch")}
     mesh = _mesh(o["mesh"], ranks)
     spend = build.budget(work, skeleton, length, **ends, mesh=mesh)
-    return dry.Plan(
+    plan = dry.Plan(
         model=choice,
         vocabulary=vocabulary,
         mesh=mesh,
@@ -70,6 +109,7 @@ def _plan(recipe: Recipe, stage: Stage, ranks: int | None) -> dry.Plan:
         around=o["around"],
         work=work,
     )
+    return plan, spend
 
 
 def _mesh(sizes: dict[str, int], ranks: int | None) -> Mesh:
@@ -82,14 +122,10 @@ def _mesh(sizes: dict[str, int], ranks: int | None) -> Mesh:
     return mesh
 
 
-def _vocabulary(recipe: Recipe) -> int:
-    """How many tokens the recipe's tokenizer will have."""
-    for stage in recipe.stages:
-        if isinstance(stage.choice.options.get("vocabulary"), int):
-            return stage.choice.options["vocabulary"]
-    raise RecipeError(
-        "no stage says how many tokens there are", file=recipe.file, key="stage", mend="put a train_tokenizer stage with a vocabulary before"
-    )
+def _vocabulary(recipe: Recipe) -> int | None:
+    """How many tokens the recipe's tokenizer will have; None: no stage says it."""
+    told = (stage.choice.options.get("vocabulary") for stage in recipe.stages)
+    return next((each for each in told if isinstance(each, int)), None)
 
 
 def text(found: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from bessemer.core.artifact import MANIFEST, Artifact, seal
 from bessemer.core.errors import ArtifactError, BessemerError
 from bessemer.core.recipe import Recipe, Stage
 from bessemer.core.work import Stopped, Work
-from bessemer.run import crew, keys, launch, observe, toml, wiring
+from bessemer.run import crew, dry_run, keys, launch, observe, toml, wiring
 from bessemer.run import folder as places
 from bessemer.run import order as orders
 from bessemer.run.energy import Meter
@@ -114,6 +114,9 @@ def run(
     steps = wiring.plan(recipe)
     if last is not None:
         steps = wiring.needed(steps, last)
+    for step in steps:
+        if step.stage.choice.name == "train":
+            dry_run.rehearse(recipe, step, smoke)
     with places.claim(out, {"recipe": recipe.name, "smoke": smoke, "what": what}), files.disk_errors(out):
         files.write_json(out / RECIPE, recipe.plain() | {"file": str(recipe.file) if recipe.file else None, "about": recipe.about})
         files.write(out / AGAIN, toml.recipe(recipe.plain() | {"about": recipe.about}))

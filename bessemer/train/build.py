@@ -190,7 +190,7 @@ def run(
     energy: Callable[[], dict[str, Any]],
 ) -> Run:
     """Everything the loop needs, made from validated options; raises BessemerError where they contradict each other or don't fit the data."""
-    _check(work, schedule, around)
+    check(work, schedule, around)
     memory.tune()
     model = model.to(device.device()).train()
     objectives = feeds.objectives(work, model, task, tokenizer, along(world.group(*ROWS)))
@@ -243,7 +243,8 @@ def run(
     return built
 
 
-def _check(work: Work, schedule: dict[str, Choice], around: list[Choice]) -> None:
+def check(work: Work, schedule: dict[str, Choice], around: list[Choice]) -> None:
+    """Refuses schedules of nothing, and those that follow what nobody measures."""
     for name, choice in schedule.items():
         if name not in ("lr", "batch"):
             raise RecipeError(f"there is nothing called '{name}' to schedule", key=f"{work.name}.schedule.{name}", mend="there is lr and batch")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bessemer.core import products
+from bessemer.core.errors import RecipeError
 from bessemer.optim._newton_schulz import EXACTLY, _iterate, coefficients, orthogonalise
 from bessemer.optim.muon import Muon
 
@@ -118,3 +119,13 @@ def test_a_gradient_that_is_not_finite_is_as_one_that_is_missing():
     optimizer.step()
     assert torch.equal(parameter.detach(), draw(8, 8))
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("shape", [(8,), ()])
+def test_what_is_no_matrix_is_refused_when_the_optimizer_is_made(shape):
+    """Its first step would find out too, after the data was made."""
+    group = {"params": [torch.nn.Parameter(torch.ones(4, 4)), torch.nn.Parameter(torch.ones(shape))], "names": ["w", "norm.weight"]}
+    with pytest.raises(RecipeError, match=r"'norm.weight' is none") as caught:
+        Muon([group])
+    assert caught.value.key == "optim"
+    assert 'role = "matrix"' in caught.value.mend

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from bessemer.core import rng
 from bessemer.core.artifact import Artifact
-from bessemer.core.errors import DataError
+from bessemer.core.errors import DataError, RecipeError
 from bessemer.core.registry import Choice, Kind
 from bessemer.core.work import Stopped, Work
 
@@ -66,9 +66,12 @@ def no_stage(work: Work, text: str) -> Count:
 
 def train(
     work: Work, text: Text, *, lr: float = 1.0, steps: int | None = 20, tokens: int | None = None, seconds: float | None = None,
+    fails: list[int] = [],
     optim: list[Annotated[Choice, Kind("schedules", role=str)]] = [{"role": "matrix", "name": "wsd"}, "constant"],
 ) -> Model:  # fmt: skip
-    """Pretends to train: the loss falls with the learning rate, and the seed adds a little noise."""
+    """Pretends to train: the loss falls with the learning rate, and the seed adds a little noise; at seeds in `fails` it fails."""
+    if work.seed in fails:
+        raise RecipeError(f"can't train at seed {work.seed}", key="fails", mend="take it out")
     number = steps if steps is not None else tokens // 100 if tokens is not None else int(seconds)
     noise = rng.numpy_generator(work.seed, "noise").normal() * 0.01
     with open(work.out / "metrics.jsonl", "w") as file:

@@ -10,6 +10,7 @@ import pytest
 
 from bessemer.cli import main
 from bessemer.core.errors import BessemerError
+from bessemer.core.work import Stopped
 from bessemer.run import compare, compare_options, compare_page, compare_table, compare_tune
 from bessemer.run.report_data import Curve
 
@@ -84,8 +85,11 @@ def test_budgets(text, value):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "tokens", "tokens=", "tokens=x", "tokens=0", "tokens=inf", "tokens=nan", "weeks=2", "steps=-1", "tokens=1,steps=1", "memory=1,memory=2"],
-)
+    [
+        "", "tokens", "tokens=", "tokens=x", "tokens=0", "tokens=inf", "tokens=nan", "weeks=2", "steps=-1", "tokens=1,steps=1", "memory=1,memory=2",
+        "tokens=0.5", "steps=0.9", "seconds=1e-9", "flops=0.1", "seconds=inf", "flops=nan", "memory=0.5",
+    ],
+)  # fmt: skip
 def test_what_is_no_budget(text):
     with pytest.raises(BessemerError):
         compare_options.parse_budget(text)
@@ -95,6 +99,76 @@ def test_a_budget_is_shared_out():
     budget = compare_options.parse_budget("tokens=1000")
     assert budget.overrides("train", {"tokens", "steps", "flops"}, 0.25) == {"train.tokens": 250, "train.steps": None, "train.flops": None}
     assert compare_options.parse_budget(None).overrides("train", {"tokens"}, 1.0) == {}
+    with pytest.raises(BessemerError, match="less than one step") as caught:
+        compare_options.parse_budget("steps=4").overrides("train", {"steps"}, 0.1)
+    assert (caught.value.key, caught.value.mend) == ("--budget", "give at least steps=10")
+
+
+@pytest.mark.parametrize("target", ["nan", "inf", "-inf"])
+def test_what_is_no_target(toy, capsys, target):
+    assert main(["compare", "r.toml", "--vary", "lr=0.5,1.0", "--budget", "steps=20", f"--target={target}", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "--target" in said
+    assert "mend:" in said
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("vary", "more", "said"),
+    [
+        ('around=[],["qk_clip"]', [], "train.around.qk_clip"),
+        ('optim=["adamw"],["muon"]', [], 'role = "matrix"'),
+        ('optim=["adamw"],["lion"]', ["--budget", "tokens=1000"], "give at least tokens=2048"),
+        ('optim=["adamw"],["lion"]', ["--budget", "tokens=3k", "--tune", "optim.lr=2"], "trial of tuning"),
+    ],
+)
+def test_mistakes_of_a_later_variant_come_out_before_anything_is_trained(here, capsys, vary, more, said):
+    assert main(["compare", "tiny", "train.batch=4", "--vary", vary, *more, "--quiet"]) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_a_variant_that_fails_leaves_the_others_their_table(toy, capsys):
+    command = ["compare", "r.toml", "--vary", "fails=[],[0]", "--budget", "steps=20", "--json", "--quiet"]
+    assert main(command) == 0
+    rows = json.loads(capsys.readouterr().out)["variants"]
+    assert [row["failed"] for row in rows] == [[], ["can't train at seed 0"]]
+    assert "1 of 1 failed: can't train at seed 0" in rows[1]["verdict"]
+    assert main(["compare", "r.toml", "--vary", "words=1,-1", "--budget", "steps=20", "--out", "a", "--json", "--quiet"]) == 0
+    rows = json.loads(capsys.readouterr().out)["variants"]
+    assert [row["failed"] for row in rows] == [[], ["-1 words can't be written"]]
+
+
+def test_a_mistake_that_all_variants_share_ends_the_comparison(toy, capsys, monkeypatch):
+    assert main(["compare", "r.toml", "fails=[0]", "--vary", "lr=0.5,1.0", "--budget", "steps=20", "--quiet"]) == 2
+    assert "train.fails: can't train at seed 0" in capsys.readouterr().err
+    made = []
+    monkeypatch.setattr(compare.runner, "run", lambda *given, run=compare.runner.run, **more: (made.append(1), run(*given, **more))[1])
+    assert main(["compare", "r.toml", "words=-1", "--vary", "lr=0.5,1.0", "--budget", "steps=20", "--out", "a", "--quiet"]) == 2
+    assert "-1 words can't be written" in capsys.readouterr().err
+    assert len(made) == 1, "the data of the second variant would fail likewise"
+    assert not Path("a/compare.json").exists()
+
+
+def test_who_stops_one_training_stops_the_comparison(toy, monkeypatch):
+    def stopped(*given, **more):
+        raise Stopped
+
+    monkeypatch.setattr(compare.runner, "run", stopped)
+    with pytest.raises(Stopped):
+        compare.compare("r.toml", {"lr": [0.5, 1.0]}, Path("a"), budget="steps=20")
+
+
+def test_seeds_that_failed_never_reach_the_target_and_rank_below(toy):
+    """Of three seeds the faster variant loses two; what the third came to is best, and says little."""
+    table = compare.compare("r.toml", {"lr": [0.5, 2.0], "fails": [[], [1, 2]]}, Path("a"), budget="steps=40", seeds=3)
+    by = {(row["settings"]["lr"], len(row["failed"])): row for row in table["variants"]}
+    assert [(row["settings"]["lr"], len(row["failed"])) for row in table["variants"]] == [(2.0, 0), (0.5, 0), (2.0, 2), (0.5, 2)]
+    assert by[2.0, 2]["final"] < by[0.5, 0]["final"]
+    assert by[2.0, 2]["reached"] == 1
+    assert by[2.0, 2]["steps_to_target"] is None
+    assert by[2.0, 0]["steps_to_target"] is not None
+    assert "2 of 3 failed" in by[2.0, 2]["verdict"]
 
 
 @pytest.mark.parametrize("text", ["", "lr", "lr=", "lr=1", "lr=0.5", "lr=true"])
@@ -158,6 +232,23 @@ def test_later_variants_are_added_to_the_earlier_ones_of_the_same_budget(toy):
     assert [row["settings"]["lr"] for row in table["variants"]] == [2.0, 1.0, 0.5]
     other = compare.compare("r.toml", {"lr": [2.0]}, Path("a"), budget="steps=30", seeds=2)
     assert [row["settings"]["lr"] for row in other["variants"]] == [2.0]
+
+
+def test_rows_of_another_number_of_seeds_say_so(toy):
+    compare.compare("r.toml", {"lr": [0.5]}, Path("a"), budget="steps=20", seeds=1)
+    table = compare.compare("r.toml", {"lr": [1.0]}, Path("a"), budget="steps=20", seeds=2)
+    assert [row["seeds"] for row in table["variants"]] == [2, 1]
+    cells = compare_page.cells(table)
+    assert "1 seed" in cells[1][-1]
+    assert "seed" not in cells[0][-1]
+    assert "2 seeds each, where nothing else is said" in compare_page.explained(table)[0]
+
+
+def test_trainings_of_another_share_of_the_budget_are_not_compared(toy):
+    """With tuning a training's length depends on how many seeds share the total with the trials."""
+    compare.compare("r.toml", {"lr": [0.5]}, Path("a"), budget="steps=40", tune={"lr": 2}, seeds=1)
+    table = compare.compare("r.toml", {"lr": [1.0]}, Path("a"), budget="steps=40", tune={"lr": 2}, seeds=2)
+    assert [row["settings"]["lr"] for row in table["variants"]] == [1.0]
 
 
 def test_who_helped_whom_is_told_by_domain_and_task(toy, capsys):
