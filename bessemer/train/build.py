@@ -92,7 +92,7 @@ def budget(
     parameters = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
     parameters += sum(m.outputs * m.inputs for m in matrices(model))  # reparameterized ones count as what they stand for
     parameters += int(sum(m.active_weights() for m in mixtures(model).values()))
-    if flops is not None:
+    if flops is not None and flops < float("inf"):
         most = max(1, int(flops / model.flops_per_token(length)))
         tokens = min(tokens, most) if isinstance(tokens, int) else most
     if tokens == "auto":
@@ -110,7 +110,7 @@ def budget(
 
 def _above_zero(work: Work, **values: Any) -> None:
     for name, value in values.items():
-        if isinstance(value, int | float) and value <= 0:
+        if isinstance(value, int | float) and not value > 0:  # nan is not
             raise RecipeError(f"must be above 0, and is {value}", key=f"{work.name}.{name}")
 
 
@@ -191,6 +191,7 @@ def run(
 ) -> Run:
     """Everything the loop needs, made from validated options; raises BessemerError where they contradict each other or don't fit the data."""
     _check(work, schedule)
+    _above_zero(work, clip=clip, keep=keep)
     memory.tune()
     model = model.to(device.device()).train()
     objectives = feeds.objectives(work, model, task, tokenizer, along(world.group(*ROWS)))
