@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     except BessemerError as error:
         return _fail(shape, 2, error.describe())
     except KeyboardInterrupt:
-        return 130
+        return _fail(shape, 130, "stopped before it was done")
     except BrokenPipeError:  # whoever read has gone, as `head` does; what is left to flush at the end goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 130

@@ -264,6 +264,17 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in own}
 
 
+def test_what_is_interrupted_says_so(here, capsys, monkeypatch):
+    def interrupted(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bessemer.run.models.tasks", interrupted)
+    assert main(["evaluate", "runs/r", "--json"]) == 130
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"error": "stopped before it was done", "status": 130}
+    assert "stopped" in said.err
+
+
 def test_a_piped_prompt_that_is_no_text(here, capsys, monkeypatch):
     for errors in ("strict", "surrogateescape"):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xff"), encoding="utf-8", errors=errors))
