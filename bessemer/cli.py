@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     except BessemerError as error:
         return _fail(shape, 2, error.describe())
     except KeyboardInterrupt:
-        return 130
+        return _fail(shape, 130, "stopped before it was done")
     except BrokenPipeError:  # whoever read has gone, as `head` does; what is left to flush at the end goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 130
@@ -102,6 +102,9 @@ def _run(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
     parser.add_argument("--dry-run", action="store_true", help="start nothing; tell what each rank would hold and send")
     parser.add_argument("--ranks", type=int, metavar="N", help="of the dry run; the data axis takes what the recipe's mesh leaves open")
     args = parser.read(argv)
+    if args.ranks is not None and not args.dry_run:
+        problem, mend = "says only how many ranks a dry run has", f"for a run of {args.ranks} ranks write train.mesh.data={args.ranks}"
+        raise BessemerError(problem, key="--ranks", mend=mend)
     from bessemer.core import recipe as recipes
     from bessemer.run import crew, folder, observe, runner
 
@@ -190,7 +193,7 @@ def _generate(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int
 
     if args.number < 1:
         raise BessemerError(f"{args.number} texts can't be written", key="--number", mend="give 1 or more")
-    given = args.prompt or ([sys.stdin.read()] if not sys.stdin.isatty() else [""])
+    given = [_check_text("--prompt", text) for text in args.prompt] if args.prompt else [_piped()]
     model, tokenizer = open_model(args.model, args.tokenizer)
     options = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name, *_ in SAMPLING} | {"stop": args.stop, "trim": args.trim}
     written = writing.write(
@@ -301,6 +304,30 @@ def _doctor(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
     _save(args.out, value)
     _say(args, value, doctor.text(found))
     return 0
+
+
+def _piped() -> str:
+    """What stdin has, if it is piped."""
+    if sys.stdin.isatty():
+        return ""
+    try:
+        return _check_text("stdin", sys.stdin.read())
+    except UnicodeDecodeError as error:
+        raise _no_text("stdin", error) from None
+
+
+def _check_text(source: str, text: str) -> str:
+    """The text, unless it holds bytes that were no UTF-8, which some locales let pass as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _no_text(source, error) from None
+    return text
+
+
+def _no_text(source: str, error: UnicodeDecodeError | UnicodeEncodeError) -> BessemerError:
+    mend = "give UTF-8; of a file in another encoding: iconv -f latin1 -t utf-8 FILE | bessemer generate ..."
+    return BessemerError(f"is not UTF-8, at place {error.start}", key=source, mend=mend)
 
 
 def _save(out: str | None, value: Any) -> None:

@@ -110,9 +110,16 @@ def disk_errors(path: Path) -> Iterator[None]:
                 file=path,
                 mend="free space or choose another folder with --out, then give the same command again",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        refused = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+        if error.errno in refused or (error.errno == errno.ENOENT and _leads_to(error.filename, path)):
             raise BessemerError(f"can't be written: {os.strerror(error.errno)}", file=path, mend="choose another folder with --out") from error
         raise
+
+
+def _leads_to(name: str | None, path: Path) -> bool:
+    """Whether what could not be made is `path`, a folder above it, or a neighbour: some file systems, as /proc, have no place for them."""
+    place, path = Path(name or "").absolute(), path.absolute()
+    return name is not None and (place.parent == path.parent or place in path.parents)
 
 
 def _existing(path: Path) -> Path:

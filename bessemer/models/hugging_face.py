@@ -112,25 +112,39 @@ def special_tokens(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
     return {short: value for short, value in found.items() if value is not None}
 
 
-def choose_architecture(options: dict[str, Any], wanted: str | None = None) -> Architecture:
-    """The architecture a model of these options is: `wanted` (by model_type) if it fits, else the first that does.
+def choose_architecture(options: dict[str, Any], wanted: str | None = None, came_from: str | None = None) -> Architecture:
+    """The architecture a model of these options is: `wanted` and no other where it is given, else `came_from` if it fits, else the first that does.
+
+    Args:
+        wanted, came_from: as `model_type` in config.json.
 
     Raises:
-        ArtifactError: none fits; the reason is given for each.
+        ArtifactError: there is no such architecture, or it doesn't fit, or none does; the reason is given for each.
     """
     reasons = {each: each.why_not(options) for each in architectures()}
-    for each, reason in reasons.items():
-        if reason is None and each.model_type == wanted:
-            return each
-    for each, reason in reasons.items():
-        if reason is None:
-            return each
+    if wanted is not None:
+        return _wanted(reasons, wanted)
+    fitting = [each for each, reason in reasons.items() if reason is None]
+    if fitting:
+        return next((each for each in fitting if each.model_type == came_from), fitting[0])
     told = "; ".join(f"not {each.model_type}: {reason}" for each, reason in reasons.items())
     raise ArtifactError(
         f"no Hugging Face architecture has this model's options ({told})",
         key="model",
         mend="change the options named, or keep the model in our own format",
     )
+
+
+def _wanted(reasons: dict[Architecture, str | None], wanted: str) -> Architecture:
+    known = {each.model_type: each for each in reasons}
+    if wanted not in known:
+        raise ArtifactError(f"there is no '{wanted}' in {ARCHITECTURES}", key="architecture", mend=f"there is {', '.join(known)}")
+    reason = reasons[known[wanted]]
+    if reason is not None:
+        fitting = [each.model_type for each in reasons if reasons[each] is None]
+        mend = f"it fits {' and '.join(fitting)}" if fitting else "keep the model in our own format"
+        raise ArtifactError(f"the model is no {wanted}: {reason}", key="architecture", mend=mend)
+    return known[wanted]
 
 
 def write_folder(
@@ -140,6 +154,7 @@ def write_folder(
     tokenizer: Path | None = None,
     tokens: dict[str, Any] | None = None,
     architecture: str | None = None,
+    came_from: str | None = None,
     dtype: torch.dtype | None = None,
     shard_bytes: int = weights.SHARD_BYTES,
 ) -> dict[str, Any]:
@@ -148,17 +163,18 @@ def write_folder(
     Args:
         tokenizer: a folder with a tokenizer's files.
         tokens: ids of "bos", "eos" and "pad".
-        architecture: the model_type to prefer where several fit.
+        architecture: the model_type to write, and no other; None: one that fits.
+        came_from: the model_type to prefer where several fit.
         dtype: what to store in; None: as it is.
 
     Returns:
         Counts worth reporting.
 
     Raises:
-        ArtifactError: no architecture has the model's options, or the tokenizer has more tokens than the model.
+        ArtifactError: no architecture has the model's options, or not the one asked for; or the tokenizer has more tokens than the model.
     """
     options: dict[str, Any] = model.options  # type: ignore[assignment]
-    kind = choose_architecture(options, architecture)
+    kind = choose_architecture(options, architecture, came_from)
     package.check_vocabulary(tokenizer, model.vocabulary)  # type: ignore[arg-type]
     ours = {full: value.detach() for full, value, *_ in parameters(model)}
     written_as = dtype or next(iter(ours.values())).dtype
@@ -217,7 +233,8 @@ def package_to(model: package.Model, folder: Path, *, dtype: torch.dtype | None 
         folder,
         tokenizer=model.folder,
         tokens=card.get("tokens"),
-        architecture=architecture or card.get("architecture"),
+        architecture=architecture,
+        came_from=card.get("architecture"),
         dtype=dtype,
     )
 

@@ -91,7 +91,7 @@ def in_words(hint: Any) -> str:
     if origin is not None and inside and origin is not Callable:
         return f"{origin.__name__}[{', '.join(map(in_words, inside))}]"
     named = {types.NoneType: "None", ...: "..."}
-    return named.get(hint) or getattr(hint, "__name__", str(hint))
+    return named[hint] if hint in named else str(getattr(hint, "__name__", hint))
 
 
 def _ranged(plain: Any, notes: tuple[Any, ...]) -> str:

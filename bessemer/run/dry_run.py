@@ -66,7 +66,7 @@ def rehearse(recipe: Recipe, step: wiring.Step, smoke: bool) -> build.Budget | N
         if vocabulary is None:
             return None
         plan, spend = _plan(recipe, step.stage, None, vocabulary, smoke)
-        build.check(plan.work, o["schedule"], o["around"])
+        build.check(plan.work, o["schedule"], o["around"], o["clip"], o["keep"])
         dry.put_together(plan)
     return spend
 

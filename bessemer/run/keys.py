@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,7 @@ def stage_key(choice: Choice, plain: dict[str, Any], seed: int, smoke: bool, par
     The code is that of the stage and of every method its options choose, comments and docstrings aside.
     """
     code = {f"{each.kind}/{each.name}": code_version(each.target) for each in _choices(choice)}
-    stamps = {path: _stamp(Path(path)) for path in sorted(set(_paths(plain)))}
+    stamps = {path: _stamp(Path(os.path.expanduser(path))) for path in sorted(set(_paths(plain)))}
     what = {name: value for name, value in plain.items() if name not in HOW}
     return digest({"do": choice.name, "options": what, "code": code, "inputs": stamps, "seed": seed, "smoke": smoke, "parents": parents})
 

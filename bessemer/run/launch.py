@@ -36,16 +36,16 @@ GRACE = 2.0
 
 
 class RankFailed(Exception):
-    """A rank raised, died or hung. The first line says which and how, the rest is its traceback and where the others stood."""
+    """A rank raised, died of itself or hung. The first line says which and how, the rest is its traceback and where the others stood."""
 
 
 def stage(choice: Choice, work: Work, given: list[Any]) -> None:
     """Does a stage on as many processes as its mesh has ranks.
 
     Raises:
-        BessemerError: as the stage itself would.
+        BessemerError: as the stage itself would, and where a rank was killed.
         Stopped: it was asked to stop.
-        RankFailed: a rank raised, died or hung; all are gone.
+        RankFailed: a rank raised, died of itself or hung; all are gone.
     """
     count = orders.ranks_of(choice)
     with tempfile.TemporaryDirectory(prefix="bessemer-ranks-") as folder, _started(count, Path(folder), orders.write(choice, work, given)) as ranks:
@@ -90,8 +90,8 @@ class Ranks:
         return total, wanting
 
     def kill(self) -> None:
-        """Ends every process at once."""
-        for process in _tree(self.parent.pid):
+        """Ends every process at once, ranks whose parent is gone too."""
+        for process in [*_tree(self.parent.pid), *(each for rank, pid in self.pids.items() if rank not in self.ends for each in _tree(pid))]:
             try:
                 process.kill()
             except psutil.Error:
@@ -115,6 +115,9 @@ class Watch:
         """What the stage wants in its manifest."""
         while self.open:
             self._hear(1.0)
+            if self.ranks.parent.poll():  # who forked the ranks waits for them and is seen at work in their stead
+                for rank in list(self.open):
+                    self._lost(rank)
             if self.failures:
                 self._hear_others()
                 self._end()
@@ -161,11 +164,13 @@ class Watch:
         """A rank's line broke before it told how it ended."""
         del self.open[rank]
         until = time.monotonic() + GRACE
-        while rank not in self.ranks.ends and time.monotonic() < until:
+        while rank not in self.ranks.ends and not self.ranks.parent.poll() and time.monotonic() < until:
             time.sleep(0.02)
-        status = self.ranks.ends.get(rank)
+        status, who = self.ranks.ends.get(rank), f"rank {rank} of {len(self.ranks.pipes)}"
+        if status is None and self.ranks.parent.poll():
+            status, who = self.ranks.parent.poll(), "the process that starts the ranks"
         how = f"of signal {signal.Signals(-status).name}" if status is not None and status < 0 else f"with status {status}"
-        self.failures[rank] = {"failed": f"died {how}", "traceback": "", "collective": None}
+        self.failures[rank] = {"failed": f"died {how}", "traceback": "", "collective": None, "killed": who if status == -signal.SIGKILL else None}
 
     def _hung(self) -> bool:
         now, (used, wanting) = time.monotonic(), self.ranks.used()
@@ -182,6 +187,7 @@ class Watch:
         stacks = {rank: self._stack(rank) for rank in self.open}
         self.ranks.kill()
         self._raise_mistake()
+        self._raise_killed()
         raise RankFailed(self._story(stacks, hung))
 
     def _raise_mistake(self) -> None:
@@ -192,6 +198,17 @@ class Watch:
                 kind, problem, file, key, mend = mistake
                 raise getattr(errors, kind, errors.BessemerError)(problem, file=file, key=key, mend=mend)
 
+    def _raise_killed(self) -> None:
+        """Raises that a process was killed, where that came first: no process does so to itself, nor is it a fault in the program."""
+        if self.failures:
+            _, first = self._first()
+            if first.get("killed"):
+                often = "a SIGKILL often means that memory ran out (dmesg tells): then make micro_batch smaller, or take fewer ranks on this machine"
+                raise errors.TrainingError(f"{first['killed']} was killed (SIGKILL)", mend=f"{often}; the same command goes on where it stopped")
+
+    def _first(self) -> tuple[int, dict[str, Any]]:
+        return min(self.failures.items(), key=lambda item: _second(item[1]))
+
     def _story(self, stacks: dict[int, str], hung: bool) -> str:
         count = len(self.ranks.pipes)
         culprits = {rank: stack for rank, stack in stacks.items() if "torch/distributed" not in stack} if hung else {}
@@ -201,7 +218,7 @@ class Watch:
                 f"rank {names} of {count} hangs: no rank has used the processor for {STILL:.0f} s; last collective: {self._last(culprits or stacks)}"
             )
         else:
-            rank, failure = min(self.failures.items(), key=lambda item: _second(item[1]))
+            rank, failure = self._first()
             collective = failure["collective"] or "not known"
             head = f"rank {rank} of {count} failed: {failure['failed'].splitlines()[0]}; its last collective: {collective}"
         lines = [head]

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from bessemer.core import files, registry
 from bessemer.core.artifact import MANIFEST, seal
-from bessemer.core.errors import ArtifactError, BessemerError, RecipeError
+from bessemer.core.errors import ArtifactError, BessemerError, DataError, RecipeError
 from bessemer.core.work import Work
 from bessemer.run.wiring import find_artifact
 
 if TYPE_CHECKING:
+    from bessemer.data.tokenizer import Tokenizer
     from bessemer.data.tokens import Tokens
     from bessemer.evaluate.figure import Figure
 
@@ -81,14 +82,32 @@ def evaluate(folder: Path, chosen: list[registry.Choice], data: Path | None, see
     Args:
         data: a token store's or run's folder with held-out documents; by default that of the model's run.
         progress: told how far a task is: done, total, unit.
+
+    Raises:
+        DataError: the store's tokens are another tokenizer's than the model's.
     """
     from bessemer.evaluate.evaluation import measure
     from bessemer.evaluate.subject import Subject
     from bessemer.serve.open import open_model
 
     model, tokenizer = open_model(folder)
-    subject = Subject(model, tokenizer, _store(folder, data), seed=seed, progress=progress)
+    store = _store(folder, data)
+    if store is not None:
+        _check_tokenizer(store, tokenizer, folder)
+    subject = Subject(model, tokenizer, store, seed=seed, progress=progress)
     return measure(subject, chosen)
+
+
+def _check_tokenizer(store: Tokens, tokenizer: Tokenizer, folder: Path) -> None:
+    """Refuses tokens of another tokenizer, whose figures would mean nothing, and says how the same text is measured."""
+    try:
+        store.check_tokenizer(tokenizer)
+    except DataError as error:
+        first = f'load_tokenizer with path = "{folder}"', f'tokenize with inputs = {{ corpus = "{store.folder.parent}" }}'
+        mend = f'tokenize the text anew, by a recipe of three stages: {", ".join(first)}, evaluate with inputs = {{ model = "{folder}" }}'
+        if not (folder / MANIFEST).is_file():  # another's format, which only import_model reads
+            mend = f"bessemer import {folder}, and evaluate what that makes"
+        raise DataError(error.problem, file=error.file, mend=mend) from None
 
 
 def _store(folder: Path, data: Path | None) -> Tokens | None:

@@ -92,7 +92,7 @@ def budget(
     parameters = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
     parameters += sum(m.outputs * m.inputs for m in matrices(model))  # reparameterized ones count as what they stand for
     parameters += int(sum(m.active_weights() for m in mixtures(model).values()))
-    if flops is not None:
+    if flops is not None and flops < float("inf"):
         most = max(1, int(flops / model.flops_per_token(length)))
         tokens = min(tokens, most) if isinstance(tokens, int) else most
     if tokens == "auto":
@@ -110,7 +110,7 @@ def budget(
 
 def _above_zero(work: Work, **values: Any) -> None:
     for name, value in values.items():
-        if isinstance(value, int | float) and value <= 0:
+        if isinstance(value, int | float) and not value > 0:  # nan is not
             raise RecipeError(f"must be above 0, and is {value}", key=f"{work.name}.{name}")
 
 
@@ -190,7 +190,7 @@ def run(
     energy: Callable[[], dict[str, Any]],
 ) -> Run:
     """Everything the loop needs, made from validated options; raises BessemerError where they contradict each other or don't fit the data."""
-    check(work, schedule, around)
+    check(work, schedule, around, clip, keep)
     memory.tune()
     model = model.to(device.device()).train()
     objectives = feeds.objectives(work, model, task, tokenizer, along(world.group(*ROWS)))
@@ -243,8 +243,9 @@ def run(
     return built
 
 
-def check(work: Work, schedule: dict[str, Choice], around: list[Choice]) -> None:
-    """Refuses schedules of nothing, and those that follow what nobody measures."""
+def check(work: Work, schedule: dict[str, Choice], around: list[Choice], clip: float | None, keep: int) -> None:
+    """Refuses numbers that make no sense, schedules of nothing, and those that follow what nobody measures."""
+    _above_zero(work, clip=clip, keep=keep)
     for name, choice in schedule.items():
         if name not in ("lr", "batch"):
             raise RecipeError(f"there is nothing called '{name}' to schedule", key=f"{work.name}.schedule.{name}", mend="there is lr and batch")

@@ -29,11 +29,15 @@ class Stumbling(NextToken):
 
     def __call__(self, outputs, batch):
         if os.environ.get("STUMBLED") != "never" and batch.samples is not None and self.at in batch.samples.tolist():
-            Path(os.environ["STUMBLED"]).touch()
+            Path(os.environ["STUMBLED"]).write_text(str(os.getpid()))
             if self.how == "raise":
                 raise ValueError(f"stumbled on rank {dist.get_rank()}")
             if self.how == "die":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if self.how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "orphaned":
+                os.kill(os.getppid(), signal.SIGKILL)
             time.sleep(600)
         return super().__call__(outputs, batch)
 
@@ -79,7 +83,7 @@ def test_ranks_train_what_one_process_trains(made):
     assert json.loads((folder / "manifest.json").read_text())["info"]["mesh"]["tensor"] == 2
 
 
-@pytest.mark.parametrize(("how", "said"), [("raise", "ValueError: stumbled on rank 1"), ("die", "died of signal SIGKILL")])
+@pytest.mark.parametrize(("how", "said"), [("raise", "ValueError: stumbled on rank 1"), ("die", "died of signal SIGSEGV")])
 def test_a_rank_that_fails_ends_the_run_and_is_named(made, capsys, how, said):
     status, _ = run(made, how, "mesh.data=2", task=f'[{{ objective = {{ name = "tests.fault.test_ranks.Stumbling", how = "{how}", at = 18 }} }}]')
     assert status == 1
@@ -90,6 +94,19 @@ def test_a_rank_that_fails_ends_the_run_and_is_named(made, capsys, how, said):
     assert seconds_since_the_fall(made) < 30
     crash = next((made / how).glob("crash-*.txt")).read_text()
     assert "in __call__" in crash
+
+
+@pytest.mark.parametrize(("how", "who"), [("killed", "rank 1 of 2"), ("orphaned", "the process that starts the ranks")])
+def test_a_process_that_is_killed_is_no_fault_in_the_program(made, capsys, how, who):
+    status, _ = run(made, how, "mesh.data=2", task=f'[{{ objective = {{ name = "tests.fault.test_ranks.Stumbling", how = "{how}", at = 18 }} }}]')
+    assert status == 2
+    told = capsys.readouterr().err
+    assert f"{who} was killed (SIGKILL)" in told
+    assert "memory ran out" in told
+    assert "the same command goes on" in told
+    assert seconds_since_the_fall(made) < 15
+    rank = int((made / "stumbled").read_text())
+    assert not psutil.pid_exists(rank) or psutil.Process(rank).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_rank_that_hangs_ends_the_run_and_is_named(made, capsys):

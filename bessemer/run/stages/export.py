@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from bessemer.core.errors import ArtifactError
 from bessemer.core.work import Work
-from bessemer.models.hugging_face import ARCHITECTURES, Export, architectures, package_to
+from bessemer.models.hugging_face import Export, package_to
 from bessemer.models.package import Model
 from bessemer.models.weights import as_dtype
 
@@ -23,13 +22,6 @@ def export(
     Raises:
         ArtifactError: no supported architecture has the model's options, or not the one asked for.
     """
-    known = {each.model_type: each for each in architectures()}
-    if architecture != "auto":
-        if architecture not in known:
-            raise ArtifactError(f"there is no '{architecture}' in {ARCHITECTURES}", key="export.architecture", mend=f"there is {', '.join(known)}")
-        reason = known[architecture].why_not(model.options)
-        if reason:
-            raise ArtifactError(f"the model is no {architecture}: {reason}", key="export.architecture")
     found = package_to(model, work.out, dtype=as_dtype(dtype), architecture=None if architecture == "auto" else architecture)
     work.info |= found
     if found["left_out"]:

@@ -246,6 +246,11 @@ def test_stages_import_and_export(tmp_path):
         export_stage(out, imported, architecture="llama")
     with pytest.raises(ArtifactError, match="there is no 'lama'"):
         export_stage(out, imported, architecture="lama")
+    for name, told in (("llama", "the model is no llama: qk_norm.*\n.*it fits qwen3"), ("lama", "there is no 'lama'(.|\n)*there is .*llama, ")):
+        with pytest.raises(ArtifactError, match=told):
+            hugging_face.export(imported, tmp_path / "asked", architecture=name)
+    assert not (tmp_path / "asked").exists()
+    assert hugging_face.export(imported, tmp_path / "asked", architecture="qwen3")["architecture"] == "Qwen3ForCausalLM"
     with pytest.raises(ArtifactError, match=r"no config\.json"):
         import_model(work, path=str(tmp_path))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -182,6 +183,9 @@ CASES = [
     Case("run.json is nobody's", RUN, ["runs/r/run.json"], before=nobody),
     Case("a run is going on", RUN, ["runs/r", "process"], before=locked),
     Case("something in a stage's place", RUN, ["runs/r/write", "no artifact"], before=in_the_way),
+    Case("out where nothing can be made", [*RUN, "--out", "/proc/xx"], ["/proc/xx", "can't be written", "--out"]),
+    Case("out below where nothing can be made", [*RUN, "--out", "/proc/xx/r"], ["/proc/xx/r", "can't be written", "--out"]),
+    Case("answer where nothing can be made", ["methods", "wsd", "--out", "/proc/xx"], ["/proc/xx", "can't be written", "--out"]),
     # artifacts
     Case("artifact altered", RUN, ["runs/r/write/text.txt", "checksum", "delete the folder"], before=altered),
     Case("artifact truncated", RUN, ["runs/r/write/text.txt", "1 bytes", "delete the folder"], before=truncated),
@@ -191,6 +195,7 @@ CASES = [
     # commands
     Case("unknown command", ["rnu"], ["'rnu'", "did you mean 'run'"]),
     Case("no recipe named", ["run"], ["recipe"]),
+    Case("ranks of no dry run", [*RUN, "--ranks", "4"], ["--ranks", "dry run", "train.mesh.data=4"]),
     Case("unknown flag", [*RUN, "--smok"], ["--smok", "did you mean '--smoke'"]),
     Case("flag without a value", [*RUN, "--out"], ["--out"]),
     Case("unknown method to look up", ["methods", "wds"], ["'wds'", "did you mean 'wsd'"]),
@@ -199,6 +204,7 @@ CASES = [
     Case("generate from no folder", ["generate", "nosuch", "--prompt", "a"], ["nosuch", "no such folder"]),
     Case("generate from a heap", ["generate", "heap", "--prompt", "a"], ["heap", "no model"], files={"heap/x": ""}),
     Case("generate nothing", ["generate", "heap", "--prompt", "a", "--number", "0"], ["--number", "0"], files={"heap/x": ""}),
+    Case("prompt is no text", ["generate", "heap", "--prompt", "a\udcff"], ["--prompt", "not UTF-8"], files={"heap/x": ""}),
     Case("temperature is a word", ["generate", "heap", "--temperature", "hot"], ["--temperature", "hot"], files={"heap/x": ""}),
     Case("evaluate no folder", ["evaluate", "nosuch"], ["nosuch", "no such folder"]),
     Case("evaluate an unknown task", ["evaluate", "heap", "bits_per_bite"], ["bits_per_bite", "did you mean 'bits_per_byte'"], files={"heap/x": ""}),
@@ -257,6 +263,24 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file under `folder` but the logs and locks a run may add to."""
     own = ("log.txt", ".lock", "recipe.json", "recipe.toml")
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in own}
+
+
+def test_what_is_interrupted_says_so(here, capsys, monkeypatch):
+    def interrupted(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bessemer.run.models.tasks", interrupted)
+    assert main(["evaluate", "runs/r", "--json"]) == 130
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"error": "stopped before it was done", "status": 130}
+    assert "stopped" in said.err
+
+
+def test_a_piped_prompt_that_is_no_text(here, capsys, monkeypatch):
+    for errors in ("strict", "surrogateescape"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xff"), encoding="utf-8", errors=errors))
+        assert main(["generate", "heap"]) == 2
+        assert "stdin: is not UTF-8" in capsys.readouterr().err
 
 
 def test_json_says_the_error_as_one_object(here, capsys):

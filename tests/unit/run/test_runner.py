@@ -61,6 +61,17 @@ def test_changed_input_files_are_noticed(here):
     assert "write" in go("path=in.txt").made
 
 
+@pytest.mark.parametrize("path", ["~/notes.txt", "~/*.txt", "~"])
+def test_changed_input_files_in_the_home_folder_are_noticed(here, monkeypatch, path):
+    monkeypatch.setenv("HOME", str(here / "home"))
+    (here / "home").mkdir()
+    (here / "home/notes.txt").write_text("a")
+    assert "write" in go(f"path={path}").made
+    assert go(f"path={path}").made == []
+    (here / "home/notes.txt").write_text("abc")
+    assert "write" in go(f"path={path}").made
+
+
 def test_code_counts_but_its_comments_do_not(tmp_path):
     def version(text: str, name: str) -> str:
         (tmp_path / f"{name}.py").write_text(text)

@@ -139,6 +139,17 @@ def test_rows_longer_than_the_models_context_are_refused(made, capsys, length):
     assert ("rows of 64 tokens are longer than the 48" if length else "must be above 0") in said
 
 
+@pytest.mark.parametrize("option", ["seconds = nan", "flops = nan", "clip = nan", "clip = -1.0", "clip = 0.0", "keep = 0"])
+def test_numbers_that_are_not_above_zero_are_refused(made, capsys, option):
+    key, _, value = option.partition(" = ")
+    assert run(made, option.replace(" ", ""), **({"steps": 2} | {key: value}))[0] == 2
+    assert f"train.{key}: must be above 0, and is {value}" in capsys.readouterr().err
+
+
+def test_infinite_limits_are_none(made):
+    assert run(made, "endless", steps=1, clip="inf", flops="inf")[0] == 0
+
+
 def test_every_line_of_the_metrics_says_what_its_time_went_to(made):
     status, folder = run(made, "spent", steps=4, hooks='[{ name = "evaluate", times = 2 }, { name = "save", every = 2 }]')
     assert status == 0
