@@ -21,6 +21,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic_core import PydanticCustomError, core_schema
 
+from bessemer.core import outside
 from bessemer.core.errors import RecipeError, neighbours
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -64,14 +65,16 @@ def find(kind: str, name: str) -> Callable[..., Any]:
     """The class or function called `name` in the folder `kind`.
 
     Raises:
-        RecipeError: there is none; its neighbours are suggested.
+        RecipeError: there is none, and its neighbours are suggested; or its file can't be read, or is not what the kind asks for.
     """
     if "." in name:
-        return _outside(name)
+        return _outside(kind, name)
     file = PACKAGE / kind / f"{name}.py"
-    symbol = _symbol(file) if name.isidentifier() and file.exists() else None
-    if symbol is None:
+    if not name.isidentifier() or name.startswith("_") or not file.exists():
         raise RecipeError(f"there is no '{name}' in {kind}", mend=neighbours(name, names(kind)))
+    symbol = _symbol(file)
+    if symbol is None:
+        raise _broken(kind, file)
     module = importlib.import_module(".".join(["bessemer", *Path(kind).parts, name]))
     return getattr(module, symbol)
 
@@ -209,12 +212,32 @@ def as_plain(value: Any) -> Any:
     return value
 
 
-def _outside(path: str) -> Callable[..., Any]:
-    module, _, symbol = path.rpartition(".")
+def _outside(kind: str, path: str) -> Callable[..., Any]:
+    return _checked(kind, path, outside.load(path))
+
+
+@cache
+def _checked(kind: str, path: str, target: Callable[..., Any]) -> Callable[..., Any]:
+    if (init := PACKAGE / kind / "__init__.py").is_file():
+        outside.check(path, target, kind, init.read_text())
     try:
-        return getattr(importlib.import_module(module), symbol)
-    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
-        raise RecipeError(f"'{path}' can't be imported: {error}", mend="a dotted name is module.Class and must be importable from here") from None
+        schema(target)
+    except Exception as error:  # hints may name anything
+        problem = f"the options of '{path}' ({outside.place(target)}) can't be read: {type(error).__name__}: {error}"
+        raise RecipeError(problem, mend="each option's type hint must name what its module has") from None
+    return target
+
+
+def _broken(kind: str, file: Path) -> RecipeError:
+    """Why a file that is there holds no method."""
+    try:
+        there = [node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    except SyntaxError as error:
+        return RecipeError(f"{kind}/{file.name} can't be read: line {error.lineno}: {error.msg}", mend=f"put {file} right")
+    except (OSError, ValueError) as error:
+        return RecipeError(f"{kind}/{file.name} can't be read: {error}", mend=f"put {file} right")
+    problem = f"{kind}/{file.name} has no function or class called {file.stem}"
+    return RecipeError(problem, mend=f"{neighbours(file.stem, there) or 'it has none'}  ({file})")
 
 
 @cache
@@ -225,7 +248,7 @@ def _symbol(file: Path) -> str | None:
     wanted = file.stem.replace("_", "").lower()
     try:
         tree = ast.parse(file.read_text())
-    except (OSError, SyntaxError):
+    except (OSError, SyntaxError, ValueError):
         return None
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name.replace("_", "").lower() == wanted:
