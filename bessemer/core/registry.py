@@ -12,7 +12,7 @@ import ast
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -142,7 +142,8 @@ def choose(kind: str, value: Any, tags: Mapping[str, Any] | None = None) -> Choi
         wanted_tags.model_validate({k: v for k, v in kept.items() if (tags or {}).get(k) is not Any})
         options = schema(target).model_validate(given)
     except pydantic.ValidationError as error:
-        raise PydanticCustomError("options", "options of {name}", {"name": value["name"], "nested": flatten(error)}) from None
+        nested = flatten(error, schema(target), tags or {})
+        raise PydanticCustomError("options", "options of {name}", {"name": value["name"], "nested": nested}) from None
     return Choice(kind, value["name"], {key: getattr(options, key) for key in type(options).model_fields}, kept)
 
 
@@ -171,6 +172,9 @@ def _hints(function: Callable[..., Any], wanted: list[str]) -> dict[str, Any]:
     return typing.get_type_hints(holder, globalns=getattr(function, "__globals__", {}), include_extras=True)
 
 
+MISSING = "this key is needed and missing"
+
+
 @dataclass(frozen=True)
 class Fault:
     """One thing wrong with a recipe: where, what, and the value found there."""
@@ -180,8 +184,13 @@ class Fault:
     mend: str | None = None
 
 
-def flatten(error: pydantic.ValidationError) -> list[Fault]:
-    """The faults in a validation error, those of nested methods included, with their full paths."""
+def flatten(error: pydantic.ValidationError, model: type[pydantic.BaseModel], tags: Iterable[str] = ()) -> list[Fault]:
+    """The faults in a validation error, those of nested methods included, with their full paths.
+
+    Args:
+        model: what was validated; a key it doesn't have is told with those it has.
+        tags: further keys that may stand beside the model's own.
+    """
     faults: list[Fault] = []
     for detail in error.errors(include_url=False):
         at = tuple(part for part in detail["loc"] if not str(part).startswith(("function-", "literal", "list[", "constrained")))
@@ -189,14 +198,30 @@ def flatten(error: pydantic.ValidationError) -> list[Fault]:
         if "nested" in context:
             faults += [Fault((*at, *inner.at), inner.problem, inner.mend) for inner in context["nested"]]
         elif detail["type"] == "extra_forbidden":
-            faults.append(Fault(at, "there is no such key", None))
+            known = {*_keys(model, at[:-1]), *(tags if len(at) == 1 else ())}
+            faults.append(Fault(at, "there is no such key", neighbours(str(at[-1]), known)))
         elif detail["type"] == "missing":
-            faults.append(Fault(at, "this key is needed and missing"))
+            faults.append(Fault(at, MISSING))
         elif detail["type"] in ("unknown_method", "kind", "choice"):
             faults.append(Fault((*at, *context.get("at", [])), detail["msg"], context.get("mend")))
         else:
             faults.append(Fault(at, f"{detail['msg'][0].lower()}{detail['msg'][1:]}, and {detail['input']!r} is given"))
-    return faults
+    return sorted(faults, key=lambda fault: fault.problem == MISSING)  # a needed key misspelt is told as the unknown key it is
+
+
+def _keys(model: type[pydantic.BaseModel], at: tuple[str | int, ...]) -> set[str]:
+    """The keys of the table at a path inside a model: those of the models its lists, tables and unions hold."""
+    models = [model]
+    for part in at:
+        models = [inner for each in models if part in each.model_fields for inner in _models(each.model_fields[str(part)].annotation)] or models
+    return {key for each in models for key in each.model_fields}
+
+
+def _models(hint: Any) -> Iterator[type[pydantic.BaseModel]]:
+    if inspect.isclass(hint) and issubclass(hint, pydantic.BaseModel):
+        yield hint
+    for inner in typing.get_args(hint):
+        yield from _models(inner)
 
 
 def as_plain(value: Any) -> Any:

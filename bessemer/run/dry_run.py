@@ -39,7 +39,7 @@ def dry_run(recipe: Recipe, ranks: int | None) -> dict[str, Any]:
             if error.file is not None or error.key is None:
                 raise
             key = error.key if error.key.split(".")[0] == stage.name else f"{stage.name}.{error.key}"
-            raise RecipeError(error.problem, file=recipe.file, key=key, mend=error.mend) from error
+            raise RecipeError(error.problem, file=recipe.file_of(key), key=key, mend=error.mend) from error
     return {"recipe": recipe.name, "stages": found}
 
 

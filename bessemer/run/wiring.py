@@ -54,7 +54,8 @@ def plan(recipe: Recipe) -> list[Step]:
         for key in stage.inputs:
             if key not in known:
                 mend = neighbours(key, known) or "it takes no inputs"
-                raise RecipeError(f"{stage.choice.name} takes no input called '{key}'", file=recipe.file, key=f"{stage.name}.inputs.{key}", mend=mend)
+                place = f"{stage.name}.inputs.{key}"
+                raise RecipeError(f"{stage.choice.name} takes no input called '{key}'", file=recipe.file_of(place), key=place, mend=mend)
         wires = [_wire(recipe, stage, steps, *parameter) for parameter in parameters]
         steps.append(Step(stage, function, makes, tuple(wires)))
     return steps
@@ -116,7 +117,7 @@ def _named(recipe: Recipe, stage: Stage, earlier: list[Step], key: str, source: 
         if step.stage.name == source:
             if not issubclass(step.makes, wire.wanted):
                 problem = f"the stage '{source}' makes a {step.makes.kind}, and a {wire.wanted.kind} is wanted"
-                raise RecipeError(problem, file=recipe.file, key=key)
+                raise RecipeError(problem, file=recipe.file_of(key), key=key)
             return Wire(wire.parameter, wire.wanted, wire.many, (source,))
     for folder in [Path(source), *([recipe.file.parent / source] if recipe.file else [])]:
         if folder.is_dir():
@@ -124,7 +125,7 @@ def _named(recipe: Recipe, stage: Stage, earlier: list[Step], key: str, source: 
             wire.wanted.open(found, verify=False)
             return Wire(wire.parameter, wire.wanted, wire.many, folder=found)
     mend = neighbours(source, [step.stage.name for step in earlier]) or "name an earlier stage or the folder of an artifact"
-    raise RecipeError(f"'{source}' is neither an earlier stage nor a folder", file=recipe.file, key=key, mend=mend)
+    raise RecipeError(f"'{source}' is neither an earlier stage nor a folder", file=recipe.file_of(key), key=key, mend=mend)
 
 
 def find_artifact(folder: Path, wanted: type[Artifact]) -> Path:

@@ -101,3 +101,9 @@ def test_a_file_that_holds_no_method_says_why(tmp_path, monkeypatch, text, said)
         registry.find("schedules", "root")
     assert said in caught.value.problem
     assert str(tmp_path / "schedules" / "root.py") in str(caught.value.mend)
+
+
+def test_an_option_there_is_none_of_is_told_with_its_neighbour_wherever_a_method_is_chosen():
+    with pytest.raises(PydanticCustomError) as caught:
+        registry.choose("evaluate/tasks", {"name": "bits_per_byte", "limt": 3})
+    assert [fault.mend for fault in caught.value.context["nested"]] == ["did you mean 'limit'?"]
