@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,13 +38,21 @@ class Stage:
 
 @dataclass
 class Recipe:
-    """A recipe read, merged, overridden and validated."""
+    """A recipe read, merged, overridden and validated.
+
+    `given` holds the keys that came from overrides, as paths: ("train", "optim", "0", "lr").
+    """
 
     name: str
     seed: int
     stages: list[Stage]
     file: Path | None
     about: str = ""
+    given: frozenset[tuple[str, ...]] = frozenset()
+
+    def file_of(self, key: str) -> Path | None:
+        """The file to name beside a key such as `train.optim[0].lr`; None where an override gave it, which no file holds."""
+        return _file_of(key, self.file, self.given)
 
     def plain(self) -> dict[str, Any]:
         """The whole recipe with every default written out, as JSON can hold it."""
@@ -65,9 +75,10 @@ def read(source: str | Path | dict[str, Any], overrides: dict[str, Any] | list[s
     raw = _check_shape(deepcopy(source), None) if isinstance(source, dict) else _load(locate(source), ())
     if isinstance(source, dict) and "extends" in raw:
         raw = merge(_load(locate(raw["extends"]), ()), raw)
-    for item in sorted(_pairs(overrides), key=lambda pair: not pair[0].endswith(".name")):
-        _override(raw, *item)
-    return _validate(raw, file)
+    given: dict[tuple[str, ...], str] = {}
+    for key, value in sorted(_pairs(overrides), key=lambda pair: not pair[0].endswith(".name")):
+        given |= dict.fromkeys(_override(raw, key, value), key)
+    return _validate(raw, file, given)
 
 
 def locate(name: str | Path, beside: Path | None = None) -> Path:
@@ -167,24 +178,31 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def _override(raw: dict[str, Any], key: str, value: Any) -> None:
-    head, _, rest = key.partition(".")
+def _override(raw: dict[str, Any], key: str, value: Any) -> list[tuple[str, ...]]:
+    """Puts an override in its place, and returns the paths of all places it went to."""
+    head, *rest = key.split(".")
+    stages = raw.get("stage", [])
+    if not all((head, *rest)):
+        raise RecipeError("a part of the key is empty", key=key, mend="write key=value, for example train.model.depth=8")
     if not rest and head in TOP - {"stage", "extends"}:
         raw[head] = value
-        return
-    stages = raw.get("stage", [])
+        return [(head,)]
     named = [stage for stage in stages if _stage_name(stage) == head]
     if named and rest:
-        _write_out(named[0], rest.split("."))
-        _set(named[0], rest.split("."), value, key)
-        return
+        _write_out(named[0], rest)
+        return [(head, *_set(named[0], rest, value, key))]
     takers = [stage for stage in stages if head in _option_names(stage)]
+    if named and not takers:
+        example = min(_option_names(named[0]), default="seed")
+        raise RecipeError(f"'{head}' is a stage, and a key of it is wanted", key=key, mend=f"for example {head}.{example}=value")
     if not takers:
         known = {name for stage in stages for name in _option_names(stage)} | {_stage_name(stage) for stage in stages}
         raise RecipeError(f"no stage has a key '{head}'", key=key, mend=neighbours(head, known))
+    places = []
     for stage in takers:
-        _write_out(stage, key.split("."))
-        _set(stage, key.split("."), value, key)
+        _write_out(stage, [head, *rest])
+        places.append((_stage_name(stage), *_set(stage, [head, *rest], value, key)))
+    return places
 
 
 def _write_out(stage: dict[str, Any], path: list[str]) -> None:
@@ -203,20 +221,24 @@ def _option_names(stage: dict[str, Any]) -> set[str]:
         return set()
 
 
-def _set(table: Any, path: list[str], value: Any, key: str) -> None:
+def _set(table: Any, path: list[str], value: Any, key: str) -> tuple[str, ...]:
+    """Sets a value inside a table, and returns the path it went by, with the number of each list's entry."""
+    gone: list[str] = []
     for depth, part in enumerate(path):
         last = depth == len(path) - 1
         if isinstance(table, list):
             place = _place(table, part, key)
-            if place is None:  # no index and no role: the first entry
-                _set(table[0], path[depth:], value, key)
-                return
+            if place is None:  # no entry's number, role or name: the first entry
+                return (*gone, "0", *_set(table[0], path[depth:], value, key))
+            gone.append(str(place))
             if last:
                 table[place] = value
-                return
+                break
             table[place] = _as_table(table[place])
             table = table[place]
-        elif last and part == "name" and table.get("name") not in (None, value) and "do" not in table and not _labels(key):
+            continue
+        gone.append(part)
+        if last and part == "name" and table.get("name") not in (None, value) and "do" not in table and not _labels(key):
             kept = {tag: table[tag] for tag in ("role",) if tag in table}
             table.clear()  # another method begins from its own defaults
             table.update({"name": value, **kept})
@@ -226,6 +248,7 @@ def _set(table: Any, path: list[str], value: Any, key: str) -> None:
             if not isinstance(table.get(part), list):
                 table[part] = _as_table(table.get(part, {}))
             table = table[part]
+    return tuple(gone)
 
 
 def _labels(key: str) -> bool:
@@ -248,15 +271,18 @@ def _place(table: list[Any], part: str, key: str) -> int | None:
     for place, entry in enumerate(table):
         if isinstance(entry, dict) and part == entry.get("role"):
             return place
+    called = [place for place, entry in enumerate(table) if part == _as_table(entry).get("name")]
+    if len(called) == 1:
+        return called[0]
     table[0] = _as_table(table[0])
     return None
 
 
-def _validate(raw: dict[str, Any], file: Path | None) -> Recipe:
+def _validate(raw: dict[str, Any], file: Path | None, given: dict[tuple[str, ...], str]) -> Recipe:
     if not raw.get("stage"):
         raise RecipeError("has no [[stage]], so there is nothing to do", file=file, mend='add one, or begin with extends = "demo"')
-    _check_seed(raw, file, "seed")
-    _check_name(str(raw.get("name", "recipe")), file, "name")
+    _check_seed(raw, "seed", file, given)
+    _check_name(str(raw.get("name", "recipe")), _file_of("name", file, given), "name")
     stages: list[Stage] = []
     for number, table in enumerate(raw["stage"]):
         name = _stage_name(table)
@@ -268,13 +294,14 @@ def _validate(raw: dict[str, Any], file: Path | None) -> Recipe:
         try:
             choice = registry.choose(STAGES, {"name": table["do"], **{k: v for k, v in table.items() if k not in LINKS}})
         except registry.PydanticCustomError as error:
-            raise _explain(error, file, name, table) from None
+            raise _explain(error, file, table, given) from None
         inputs = table.get("inputs", {})
         if not isinstance(inputs, dict) or not all(isinstance(v, str) for v in inputs.values()):
-            raise RecipeError('inputs is a table such as {corpus = "clean"}', file=file, key=f"{name}.inputs")
-        _check_seed(table, file, f"{name}.seed")
+            key = f"{name}.inputs"
+            raise RecipeError('inputs is a table such as {corpus = "clean"}', file=_file_of(key, file, given), key=key)
+        _check_seed(table, f"{name}.seed", file, given)
         stages.append(Stage(name, choice, inputs, table.get("seed")))
-    return Recipe(str(raw.get("name", "recipe")), raw.get("seed") or 0, stages, file, str(raw.get("about", "")))
+    return Recipe(str(raw.get("name", "recipe")), raw.get("seed") or 0, stages, file, str(raw.get("about", "")), frozenset(given))
 
 
 def _check_name(name: str, file: Path | None, key: str, dots: bool = True) -> None:
@@ -282,47 +309,43 @@ def _check_name(name: str, file: Path | None, key: str, dots: bool = True) -> No
         raise RecipeError(f"'{name}' can't name a folder", file=file, key=key, mend="use letters, digits, - and _")
 
 
-def _check_seed(table: dict[str, Any], file: Path | None, key: str) -> None:
+def _check_seed(table: dict[str, Any], key: str, file: Path | None, given: Iterable[tuple[str, ...]]) -> None:
     seed = table.get("seed")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
-        raise RecipeError(f"a whole number is wanted, and {seed!r} is given", file=file, key=key)
+        raise RecipeError(f"a whole number is wanted, and {seed!r} is given", file=_file_of(key, file, given), key=key)
 
 
-def _explain(error: registry.PydanticCustomError, file: Path | None, stage: str, table: dict[str, Any]) -> RecipeError:
+def _file_of(key: str, file: Path | None, given: Iterable[tuple[str, ...]]) -> Path | None:
+    """The file, unless the key, what holds it, or the method whose option it is was given by an override."""
+    path = tuple(part for part in re.split(r"[.\[\]]+", key) if part)
+    for each in given:
+        place = each[:-1] if each[-1] == "name" and len(each) > 2 else each
+        if path[: len(place)] == place or place[: len(path)] == path:
+            return None
+    return file
+
+
+def _explain(error: registry.PydanticCustomError, file: Path | None, table: dict[str, Any], given: dict[tuple[str, ...], str]) -> RecipeError:
     context = error.context or {}
     faults = context.get("nested") or [registry.Fault(("do",), error.message(), context.get("mend"))]
     fault = faults[0]
-    key = stage
+    key = _stage_name(table)
     for part in fault.at:
         key += f"[{part}]" if isinstance(part, int) else f".{part}"
-    mend = fault.mend
-    if mend is None and fault.problem.startswith("there is no such key"):
-        mend = neighbours(str(fault.at[-1]), _siblings(table, fault.at))
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return RecipeError(fault.problem + more, file=file, key=key, mend=mend)
+    mend = _entries(table, fault.at, given) or fault.mend
+    return RecipeError(fault.problem + more, file=_file_of(key, file, given), key=key, mend=mend)
 
 
-def _siblings(table: dict[str, Any], at: tuple[str | int, ...]) -> list[str]:
-    """The keys that may stand where a fault's last key stands."""
-    target = registry.find(STAGES, table["do"])
-    value: Any = table
-    for part in at[:-1]:
-        fields = registry.schema(target).model_fields
-        value = value[part] if isinstance(value, dict | list) else None  # type: ignore[index]  # a path found in this very value
-        if isinstance(part, str) and part in fields:
-            kind = _kind_of(fields[part])
-            name = value if isinstance(value, str) else value.get("name") if isinstance(value, dict) else None
-            if kind and isinstance(value, list):
-                name = None
-            if kind and name:
-                target = registry.find(kind, name)
-        elif isinstance(part, int) and isinstance(value, dict) and "name" in value:
-            kind = next((k for k in registry.kinds() if value["name"] in registry.names(k)), None)
-            if kind:
-                target = registry.find(kind, value["name"])
-    return list(registry.schema(target).model_fields)
-
-
-def _kind_of(info: Any) -> str | None:
-    found = [m.kind for m in info.metadata if isinstance(m, registry.Kind)]
-    return found[0] if found else None
+def _entries(table: dict[str, Any], at: tuple[str | int, ...], given: dict[tuple[str, ...], str]) -> str | None:
+    """How a list's entries are reached, where an override meant one and, naming none, went to the first: `optim.embedding.lr=3`."""
+    path = (_stage_name(table), *(str(part) for part in at))
+    meant = [key for place, key in given.items() if len(place) > len(path) and place[: len(path)] == path]
+    if not (len(at) > 1 and at[-2] == 0 and any(f"{at[-3]}.{at[-1]}." in f"{key}." for key in meant)):
+        return None
+    entries: Any = table
+    for part in at[:-2]:
+        entries = entries[part]
+    plain = [_as_table(entry) for entry in entries]
+    known = [f"{at[-3]}.{number} ({entry.get('role') or entry.get('name', 'without a name')})" for number, entry in enumerate(plain)]
+    return f"entries are reached by number, role or name: there is {', '.join(known)}"

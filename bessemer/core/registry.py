@@ -12,7 +12,7 @@ import ast
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic_core import PydanticCustomError, core_schema
 
+from bessemer.core import outside
 from bessemer.core.errors import RecipeError, neighbours
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -64,14 +65,16 @@ def find(kind: str, name: str) -> Callable[..., Any]:
     """The class or function called `name` in the folder `kind`.
 
     Raises:
-        RecipeError: there is none; its neighbours are suggested.
+        RecipeError: there is none, and its neighbours are suggested; or its file can't be read, or is not what the kind asks for.
     """
     if "." in name:
-        return _outside(name)
+        return _outside(kind, name)
     file = PACKAGE / kind / f"{name}.py"
-    symbol = _symbol(file) if name.isidentifier() and file.exists() else None
-    if symbol is None:
+    if not name.isidentifier() or name.startswith("_") or not file.exists():
         raise RecipeError(f"there is no '{name}' in {kind}", mend=neighbours(name, names(kind)))
+    symbol = _symbol(file)
+    if symbol is None:
+        raise _broken(kind, file)
     module = importlib.import_module(".".join(["bessemer", *Path(kind).parts, name]))
     return getattr(module, symbol)
 
@@ -139,7 +142,8 @@ def choose(kind: str, value: Any, tags: Mapping[str, Any] | None = None) -> Choi
         wanted_tags.model_validate({k: v for k, v in kept.items() if (tags or {}).get(k) is not Any})
         options = schema(target).model_validate(given)
     except pydantic.ValidationError as error:
-        raise PydanticCustomError("options", "options of {name}", {"name": value["name"], "nested": flatten(error)}) from None
+        nested = flatten(error, schema(target), tags or {})
+        raise PydanticCustomError("options", "options of {name}", {"name": value["name"], "nested": nested}) from None
     return Choice(kind, value["name"], {key: getattr(options, key) for key in type(options).model_fields}, kept)
 
 
@@ -170,6 +174,9 @@ def hints(target: Callable[..., Any]) -> dict[str, Any]:
     return typing.get_type_hints(holder, globalns=getattr(function, "__globals__", {}), include_extras=True)
 
 
+MISSING = "this key is needed and missing"
+
+
 @dataclass(frozen=True)
 class Fault:
     """One thing wrong with a recipe: where, what, and the value found there."""
@@ -179,8 +186,13 @@ class Fault:
     mend: str | None = None
 
 
-def flatten(error: pydantic.ValidationError) -> list[Fault]:
-    """The faults in a validation error, those of nested methods included, with their full paths."""
+def flatten(error: pydantic.ValidationError, model: type[pydantic.BaseModel], tags: Iterable[str] = ()) -> list[Fault]:
+    """The faults in a validation error, those of nested methods included, with their full paths.
+
+    Args:
+        model: what was validated; a key it doesn't have is told with those it has.
+        tags: further keys that may stand beside the model's own.
+    """
     faults: list[Fault] = []
     for detail in error.errors(include_url=False):
         at = tuple(part for part in detail["loc"] if not str(part).startswith(("function-", "literal", "list[", "constrained")))
@@ -188,14 +200,30 @@ def flatten(error: pydantic.ValidationError) -> list[Fault]:
         if "nested" in context:
             faults += [Fault((*at, *inner.at), inner.problem, inner.mend) for inner in context["nested"]]
         elif detail["type"] == "extra_forbidden":
-            faults.append(Fault(at, "there is no such key", None))
+            known = {*_keys(model, at[:-1]), *(tags if len(at) == 1 else ())}
+            faults.append(Fault(at, "there is no such key", neighbours(str(at[-1]), known)))
         elif detail["type"] == "missing":
-            faults.append(Fault(at, "this key is needed and missing"))
+            faults.append(Fault(at, MISSING))
         elif detail["type"] in ("unknown_method", "kind", "choice"):
             faults.append(Fault((*at, *context.get("at", [])), detail["msg"], context.get("mend")))
         else:
             faults.append(Fault(at, f"{detail['msg'][0].lower()}{detail['msg'][1:]}, and {detail['input']!r} is given"))
-    return faults
+    return sorted(faults, key=lambda fault: fault.problem == MISSING)  # a needed key misspelt is told as the unknown key it is
+
+
+def _keys(model: type[pydantic.BaseModel], at: tuple[str | int, ...]) -> set[str]:
+    """The keys of the table at a path inside a model: those of the models its lists, tables and unions hold."""
+    models = [model]
+    for part in at:
+        models = [inner for each in models if part in each.model_fields for inner in _models(each.model_fields[str(part)].annotation)] or models
+    return {key for each in models for key in each.model_fields}
+
+
+def _models(hint: Any) -> Iterator[type[pydantic.BaseModel]]:
+    if inspect.isclass(hint) and issubclass(hint, pydantic.BaseModel):
+        yield hint
+    for inner in typing.get_args(hint):
+        yield from _models(inner)
 
 
 def as_plain(value: Any) -> Any:
@@ -211,12 +239,32 @@ def as_plain(value: Any) -> Any:
     return value
 
 
-def _outside(path: str) -> Callable[..., Any]:
-    module, _, symbol = path.rpartition(".")
+def _outside(kind: str, path: str) -> Callable[..., Any]:
+    return _checked(kind, path, outside.load(path))
+
+
+@cache
+def _checked(kind: str, path: str, target: Callable[..., Any]) -> Callable[..., Any]:
+    if (init := PACKAGE / kind / "__init__.py").is_file():
+        outside.check(path, target, kind, init.read_text())
     try:
-        return getattr(importlib.import_module(module), symbol)
-    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
-        raise RecipeError(f"'{path}' can't be imported: {error}", mend="a dotted name is module.Class and must be importable from here") from None
+        schema(target)
+    except Exception as error:  # hints may name anything
+        problem = f"the options of '{path}' ({outside.place(target)}) can't be read: {type(error).__name__}: {error}"
+        raise RecipeError(problem, mend="each option's type hint must name what its module has") from None
+    return target
+
+
+def _broken(kind: str, file: Path) -> RecipeError:
+    """Why a file that is there holds no method."""
+    try:
+        there = [node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    except SyntaxError as error:
+        return RecipeError(f"{kind}/{file.name} can't be read: line {error.lineno}: {error.msg}", mend=f"put {file} right")
+    except (OSError, ValueError) as error:
+        return RecipeError(f"{kind}/{file.name} can't be read: {error}", mend=f"put {file} right")
+    problem = f"{kind}/{file.name} has no function or class called {file.stem}"
+    return RecipeError(problem, mend=f"{neighbours(file.stem, there) or 'it has none'}  ({file})")
 
 
 @cache
@@ -227,7 +275,7 @@ def _symbol(file: Path) -> str | None:
     wanted = file.stem.replace("_", "").lower()
     try:
         tree = ast.parse(file.read_text())
-    except (OSError, SyntaxError):
+    except (OSError, SyntaxError, ValueError):
         return None
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name.replace("_", "").lower() == wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from torch import nn
 
 from bessemer.core.errors import ArtifactError, RecipeError
-from bessemer.core.registry import Choice, as_plain, choose
+from bessemer.core.registry import Choice, as_plain, choose, find
 from bessemer.models import transfer
 
 ADAPTERS, OBJECTIVES = "models/adapters", "objectives"
@@ -49,13 +50,16 @@ def objective_of(model: Any, task: str) -> Any:
     """The objective of a task that was attached to the model, with its adapter and its parameters.
 
     Raises:
-        RecipeError: the model has no such task.
+        RecipeError: the model has no such task, or its objective can't be had here.
     """
     notes = model.attached["tasks"].get(task)
     if notes is None:
         known = ", ".join(model.attached["tasks"]) or "none"
         raise RecipeError(f"the model was trained on no task '{task}'", key="task", mend=f"its tasks are: {known}")
-    made = choose(OBJECTIVES, notes["objective"])()
+    try:
+        made = choose(OBJECTIVES, notes["objective"])()
+    except PydanticCustomError as error:
+        raise RecipeError(f"the task '{task}': {error.message()}", key="task", mend=(error.context or {}).get("mend")) from None
     made.adapter = model.adapters[notes["adapter"]] if notes["adapter"] else None
     if task in model.tasks:
         made.parts = model.tasks[task]
@@ -67,22 +71,42 @@ def tasks_with(model: Any, *objectives: str) -> list[str]:
     return [task for task, notes in model.attached["tasks"].items() if notes["objective"]["name"] in objectives]
 
 
-def again(model: Any, notes: dict[str, Any], file: Path) -> None:
+def again(model: Any, notes: dict[str, Any], file: Path, stored: Iterable[str]) -> None:
     """Attaches to a skeleton what its card says, without values.
+
+    An objective from outside the package that can't be imported here is passed over if the model has no parameters of its own
+    for the task: nothing but further training on that task needs it.
+
+    Args:
+        stored: the names of the tensors the model has.
 
     Raises:
         ArtifactError: the card names a method or option there is none of.
     """
+    own = {name.split(".")[1] for name in stored if name.startswith("tasks.")}
     try:
         adapters = {name: choose(ADAPTERS, table) for name, table in notes["adapters"].items()}
         for task, entry in notes["tasks"].items():
+            if task not in own and _is_elsewhere(entry["objective"]["name"]):
+                model.attached["tasks"][task] = entry
+                continue
             with torch.device("meta"):
                 attach(model, task, choose(OBJECTIVES, entry["objective"]), adapters.get(entry["adapter"]))
         for name, adapter in adapters.items():
             with torch.device("meta"):
                 _adapter(model, name, adapter, 0)
     except (PydanticCustomError, KeyError, AttributeError, TypeError) as error:
-        raise ArtifactError(f"what is attached to the model can't be built again: {error}", file=file, key="attached") from None
+        mend = (error.context or {}).get("mend") if isinstance(error, PydanticCustomError) else None
+        raise ArtifactError(f"what is attached to the model can't be built again: {error}", file=file, key="attached", mend=mend) from None
+
+
+def _is_elsewhere(objective: str) -> bool:
+    """Whether an objective is a user's own and can't be imported from here."""
+    try:
+        find(OBJECTIVES, objective)
+    except RecipeError:
+        return "." in objective
+    return False
 
 
 def _adapter(model: Any, task: str, adapter: Choice, seed: int) -> Any:

@@ -139,12 +139,12 @@ def read_card(folder: Path) -> dict[str, Any]:
 def build(folder: Path, dtype: torch.dtype | None = torch.float32) -> nn.Module:
     """The model in a folder with model.json and weights; see `Model.build`."""
     card = read_card(folder)
+    stored = weights.Weights(folder)
     model = skeleton(card["family"], card["vocabulary"], card["options"], folder / CARD)
     if card.get("adapt") is not None:
         model = _adapted(model, card["adapt"], folder / CARD)
     if card.get("attached") is not None:
-        attach.again(model, card["attached"], folder / CARD)
-    stored = weights.Weights(folder)
+        attach.again(model, card["attached"], folder / CARD, stored)
     wanted = {full: tuple(value.shape) for full, value in tensors(model).items()}
     check_names(stored, set(wanted), set(stored))
     for name, shape in wanted.items():
@@ -165,7 +165,8 @@ def skeleton(family: str, vocabulary: int, options: dict[str, Any], file: Path) 
     except PydanticCustomError as error:
         faults = (error.context or {}).get("nested") or []
         where = ".".join(["options", *(str(part) for part in faults[0].at)]) if faults else "family"
-        raise ArtifactError(faults[0].problem if faults else error.message(), file=file, key=where) from None
+        mend = faults[0].mend if faults else (error.context or {}).get("mend")
+        raise ArtifactError(faults[0].problem if faults else error.message(), file=file, key=where, mend=mend) from None
     with torch.device("meta"):
         return choice(vocabulary)
 
@@ -179,7 +180,7 @@ def _adapted(model: nn.Module, adapt: Any, file: Path) -> nn.Module:
     try:
         return reparameterized.reparameterize(model, choose(reparameterized.KIND, adapt))
     except PydanticCustomError as error:
-        raise ArtifactError(error.message(), file=file, key="adapt") from None
+        raise ArtifactError(error.message(), file=file, key="adapt", mend=(error.context or {}).get("mend")) from None
 
 
 @torch.no_grad()

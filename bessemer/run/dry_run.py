@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bessemer.core import device
-from bessemer.core.errors import BessemerError, RecipeError
+from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import Mesh
 from bessemer.core.recipe import Recipe, Stage
 from bessemer.core.work import Work
@@ -34,7 +32,7 @@ def dry_run(recipe: Recipe, ranks: int | None) -> dict[str, Any]:
         raise RecipeError("the recipe has no stage that trains", file=recipe.file, key="stage")
     found = {}
     for stage in stages:
-        with _named(recipe, stage):
+        with wiring.named(recipe, stage.name):
             vocabulary = _vocabulary(recipe)
             if vocabulary is None:
                 mend = "put a train_tokenizer stage with a vocabulary before"
@@ -61,7 +59,7 @@ def rehearse(recipe: Recipe, step: wiring.Step, smoke: bool) -> build.Budget | N
     if wires["start"].stages or wires["start"].folder is not None:
         return None
     folder, o = wires["tokenizer"].folder, step.stage.choice.options
-    with _named(recipe, step.stage):
+    with wiring.named(recipe, step.stage.name):
         vocabulary = _vocabulary(recipe) if folder is None else wires["tokenizer"].wanted.open(folder).vocabulary_size  # type: ignore[attr-defined]
         if vocabulary is None:
             return None
@@ -69,18 +67,6 @@ def rehearse(recipe: Recipe, step: wiring.Step, smoke: bool) -> build.Budget | N
         build.check(plan.work, o["schedule"], o["around"], o["clip"], o["keep"])
         dry.put_together(plan)
     return spend
-
-
-@contextmanager
-def _named(recipe: Recipe, stage: Stage) -> Iterator[None]:
-    """What is found wrong inside with the stage's options is told with the recipe's file and the stage's name."""
-    try:
-        yield
-    except BessemerError as error:
-        if error.file is not None or error.key is None:
-            raise
-        key = error.key if error.key.split(".")[0] == stage.name else f"{stage.name}.{error.key}"
-        raise type(error)(error.problem, file=recipe.file, key=key, mend=error.mend) from error
 
 
 def _plan(recipe: Recipe, stage: Stage, ranks: int | None, vocabulary: int, smoke: bool) -> tuple[dry.Plan, build.Budget]:

@@ -18,7 +18,7 @@ import psutil
 
 from bessemer.core import files
 from bessemer.core.artifact import MANIFEST, Artifact, seal
-from bessemer.core.errors import ArtifactError, BessemerError
+from bessemer.core.errors import ArtifactError
 from bessemer.core.recipe import Recipe, Stage
 from bessemer.core.work import Stopped, Work
 from bessemer.run import crew, dry_run, keys, launch, observe, toml, wiring
@@ -179,16 +179,11 @@ class Room:
 
     def _call(self, step: wiring.Step, work: Work, given: list[Any]) -> None:
         """Does the work; what a stage finds wrong with its options is told with the recipe's file and the stage's name."""
-        try:
+        with wiring.named(self.recipe, work.name):
             if orders.ranks_of(step.stage.choice) > 1:
                 (crew.lead if crew.launched() else launch.stage)(step.stage.choice, work, given)
             else:
                 step.stage.choice(work, *given)
-        except BessemerError as error:
-            if error.file is not None or error.key is None:
-                raise
-            key = error.key if error.key.split(".")[0] == work.name else f"{work.name}.{error.key}"
-            raise type(error)(error.problem, file=self.recipe.file, key=key, mend=error.mend) from error
 
     def _seed(self, stage: Stage) -> int:
         return self.recipe.seed if stage.seed is None else stage.seed

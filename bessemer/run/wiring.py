@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bessemer.core.artifact import MANIFEST, Artifact, newest
-from bessemer.core.errors import RecipeError, neighbours
+from bessemer.core.errors import BessemerError, RecipeError, neighbours
 from bessemer.core.recipe import Recipe, Stage
 
 
@@ -54,7 +55,8 @@ def plan(recipe: Recipe) -> list[Step]:
         for key in stage.inputs:
             if key not in known:
                 mend = neighbours(key, known) or "it takes no inputs"
-                raise RecipeError(f"{stage.choice.name} takes no input called '{key}'", file=recipe.file, key=f"{stage.name}.inputs.{key}", mend=mend)
+                place = f"{stage.name}.inputs.{key}"
+                raise RecipeError(f"{stage.choice.name} takes no input called '{key}'", file=recipe.file_of(place), key=place, mend=mend)
         wires = [_wire(recipe, stage, steps, *parameter) for parameter in parameters]
         steps.append(Step(stage, function, makes, tuple(wires)))
     return steps
@@ -116,7 +118,7 @@ def _named(recipe: Recipe, stage: Stage, earlier: list[Step], key: str, source: 
         if step.stage.name == source:
             if not issubclass(step.makes, wire.wanted):
                 problem = f"the stage '{source}' makes a {step.makes.kind}, and a {wire.wanted.kind} is wanted"
-                raise RecipeError(problem, file=recipe.file, key=key)
+                raise RecipeError(problem, file=recipe.file_of(key), key=key)
             return Wire(wire.parameter, wire.wanted, wire.many, (source,))
     for folder in [Path(source), *([recipe.file.parent / source] if recipe.file else [])]:
         if folder.is_dir():
@@ -124,9 +126,21 @@ def _named(recipe: Recipe, stage: Stage, earlier: list[Step], key: str, source: 
             wire.wanted.open(found, verify=False)
             return Wire(wire.parameter, wire.wanted, wire.many, folder=found)
     mend = neighbours(source, [step.stage.name for step in earlier]) or "name an earlier stage or the folder of an artifact"
-    raise RecipeError(f"'{source}' is neither an earlier stage nor a folder", file=recipe.file, key=key, mend=mend)
+    raise RecipeError(f"'{source}' is neither an earlier stage nor a folder", file=recipe.file_of(key), key=key, mend=mend)
 
 
 def find_artifact(folder: Path, wanted: type[Artifact]) -> Path:
     """The folder itself if it is an artifact, or else the newest artifact of the wanted kind in a run's folder, if there is one."""
     return folder if (folder / MANIFEST).is_file() else newest(folder, wanted.kind) or folder
+
+
+@contextmanager
+def named(recipe: Recipe, stage: str) -> Iterator[None]:
+    """What is found wrong inside with a stage's options is told with the recipe's file and the stage's name."""
+    try:
+        yield
+    except BessemerError as error:
+        if error.file is not None or error.key is None:
+            raise
+        key = error.key if error.key.split(".")[0] == stage else f"{stage}.{error.key}"
+        raise type(error)(error.problem, file=recipe.file_of(key), key=key, mend=error.mend) from error

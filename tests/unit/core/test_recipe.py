@@ -127,11 +127,95 @@ def test_reading_leaves_a_given_dict_alone():
     assert given == {"stage": [{"do": "run_toys.write"}]}
 
 
-def test_a_mistake_deep_inside_is_told_with_its_whole_path(base):
+def test_a_mistake_deep_inside_is_told_with_its_whole_path_and_its_file(base):
+    base.write_text(BASE.replace("0.5", '"long"'))
     with pytest.raises(RecipeError) as caught:
-        recipe.read(base, ["train.optim.matrix.warmup=long"])
+        recipe.read(base)
     assert caught.value.key == "train.optim[0].warmup"
     assert caught.value.file == base
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("train.optim.matrix.warmup=long", "train.optim[0].warmup"),
+        ("optim.warmup=long", "train.optim[0].warmup"),
+        ("lr=long", "train.lr"),
+        ("train.optim.1.name=nothing", "train.optim[1].name"),
+        ("seed=long", "seed"),
+        ("train.seed=long", "train.seed"),
+        ("name=..", "name"),
+    ],
+)
+def test_a_mistake_given_by_an_override_is_not_told_as_the_files(base, override, key):
+    with pytest.raises(RecipeError) as caught:
+        recipe.read(base, [override])
+    assert (caught.value.key, caught.value.file) == (key, None)
+
+
+def test_a_mistake_in_the_file_is_told_as_the_files_beside_an_override(base):
+    base.write_text(BASE.replace("words = 5", 'words = "many"'))
+    with pytest.raises(RecipeError) as caught:
+        recipe.read(base, ["train.lr=2"])
+    assert caught.value.file == base
+
+
+def test_a_recipe_tells_which_keys_its_file_does_not_hold(base):
+    read = recipe.read(base, ["optim.warmup=0.25", "train.optim.1.name=cosine"])
+    assert read.file_of("train.optim[0].warmup") is None
+    assert read.file_of("train.optim[1].floor") is None  # an option of the method that was given
+    assert read.file_of("train.optim[0].floor") == base
+    assert read.file_of("write.words") == base
+
+
+JOINT = {
+    "stage": [
+        {
+            "do": "train",
+            "task": [{"name": "words"}, {"name": "pairs", "objective": "clip", "adapter": {"name": "patches", "size": 8}}],
+        }
+    ]
+}
+
+
+@pytest.mark.parametrize("key", ["train.task.pairs.weight", "task.pairs.weight", "task.1.weight"])
+def test_a_task_is_reached_by_its_name(key):
+    tasks = recipe.read(JOINT, [f"{key}=0.5"]).stages[0].plain()["task"]
+    assert [task["weight"] for task in tasks] == [1.0, 0.5]
+
+
+def test_of_two_entries_of_one_name_neither_is_reached_by_it():
+    with pytest.raises(RecipeError, match="by number, role or name"):
+        recipe.read({"stage": [{"do": "train", "optim": [{"role": "matrix", "name": "adamw"}, "adamw"]}]}, ["train.optim.adamw.lr=1.0"])
+
+
+@pytest.mark.parametrize(
+    ("override", "mend"),
+    [
+        ("train.task.pairs.wieght=0.5", "did you mean 'weight'?"),
+        ("train.task.pairs.adapter.sise=4", "did you mean 'size'?"),
+        ("train.schedule.lr.flor=0.1", "did you mean 'floor'?"),
+        ("train.schedule.lr.warmpu=0.1", "did you mean 'warmup'?"),
+        ("train.parallel.shrad=full", "did you mean 'shard'?"),
+        ("train.model.experts.cuont=4", "did you mean 'count'?"),
+        ("train.optim.0.rloe=matrix", "did you mean 'role'?"),
+        ("train.optim.warmpu=0.1", "there is"),
+        ("train.optim.embedding.lr=3", "entries are reached by number, role or name: there is optim.0 (matrix), optim.1 (adamw)"),
+        ("train.task.paris.weight=3", "entries are reached by number, role or name: there is task.0 (words), task.1 (pairs)"),
+        ("train.stpes=3", "did you mean 'steps'"),
+    ],
+)
+def test_a_key_there_is_none_of_is_told_with_those_that_may_stand_there(override, mend):
+    with pytest.raises(RecipeError) as caught:
+        recipe.read(JOINT, [override])
+    assert str(caught.value.mend).startswith(mend)
+
+
+@pytest.mark.parametrize("override", ["train=3", "train.=3", ".train=3", "train..steps=3"])
+def test_a_key_that_names_no_option_says_what_to_write(base, override):
+    with pytest.raises(RecipeError) as caught:
+        recipe.read(base, [override])
+    assert str(caught.value.mend).startswith(("write key=value", "for example train."))
 
 
 @pytest.mark.parametrize(

@@ -83,3 +83,27 @@ def test_runtime_arguments_are_no_options():
     def method(model, *, a: int = 1) -> None: ...
 
     assert set(registry.schema(method).model_fields) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def root(progress)\n    return 1.0\n", "schedules/root.py can't be read: line 1: expected ':'"),
+        ("def rooot(progress):\n    return 1.0\n", "schedules/root.py has no function or class called root"),
+        ("a\0", "schedules/root.py can't be read"),
+    ],
+)
+def test_a_file_that_holds_no_method_says_why(tmp_path, monkeypatch, text, said):
+    (tmp_path / "schedules").mkdir()
+    (tmp_path / "schedules" / "root.py").write_text(text)
+    monkeypatch.setattr(registry, "PACKAGE", tmp_path)
+    with pytest.raises(RecipeError) as caught:
+        registry.find("schedules", "root")
+    assert said in caught.value.problem
+    assert str(tmp_path / "schedules" / "root.py") in str(caught.value.mend)
+
+
+def test_an_option_there_is_none_of_is_told_with_its_neighbour_wherever_a_method_is_chosen():
+    with pytest.raises(PydanticCustomError) as caught:
+        registry.choose("evaluate/tasks", {"name": "bits_per_byte", "limt": 3})
+    assert [fault.mend for fault in caught.value.context["nested"]] == ["did you mean 'limit'?"]

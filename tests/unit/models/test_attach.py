@@ -1,6 +1,7 @@
 """What tasks add to a model: initial values by name, shared adapters, and packages that rebuild or say why not."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -81,3 +82,57 @@ def test_a_package_gives_the_same_values_back(tmp_path):
     package.save_model(model, tmp_path)
     back = values(package.build(tmp_path))
     assert all(torch.equal(back[name], value) for name, value in values(model).items())
+
+
+MINE = """
+from torch import nn
+from bessemer.objectives.next_token import NextToken
+
+
+class Half(NextToken):
+    '''Without parameters of its own.'''
+
+
+class Headed(NextToken):
+    '''With a head.'''
+
+    def modules(self, width, vocabulary):
+        return {"head": nn.Linear(width, 2)}
+"""
+
+
+@pytest.fixture
+def gone(tmp_path, monkeypatch):
+    """Saves a model trained with an objective of one's own, and goes where that can't be imported."""
+
+    def save(objective, **adapter):
+        (tmp_path / "own").mkdir()
+        (tmp_path / "own" / "mine.py").write_text(MINE)
+        monkeypatch.syspath_prepend(tmp_path / "own")
+        model = decoder()
+        attach(model, "a", choose("objectives", objective), choose("models/adapters", PATCHES) if adapter else None)
+        package.save_model(model, tmp_path / "model")
+        (tmp_path / "own" / "mine.py").unlink()
+        return model, tmp_path / "model"
+
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    yield lambda *given, **more: (save(*given, **more), sys.modules.pop("mine"))[0]
+    sys.modules.pop("mine", None)
+
+
+@pytest.mark.parametrize("adapter", [{}, {"adapter": True}])
+def test_a_model_is_built_where_its_own_objective_cannot_be_imported(gone, tmp_path, adapter):
+    model, folder = gone("mine.Half", **adapter)
+    back = package.build(folder)
+    assert all(torch.equal(values(back)[name], value) for name, value in values(model).items())
+    package.save_model(back, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "model.json").read_text())["attached"] == json.loads((folder / "model.json").read_text())["attached"]
+    with pytest.raises(RecipeError, match=r"give the command where mine\.py is"):
+        objective_of(back, "a")
+
+
+def test_an_objective_with_parameters_says_where_to_go(gone):
+    _, folder = gone("mine.Headed")
+    with pytest.raises(ArtifactError) as caught:
+        package.build(folder)
+    assert caught.value.mend == "give the command where mine.py is, or put its folder on PYTHONPATH"
