@@ -36,8 +36,8 @@ Our own kernels (`core/products.py`) keep 16 bits of mantissa of factors whose p
 class Rule(torch.optim.Optimizer):
     """A torch optimizer whose `update(group, members)` is called with the parameters that have a finite gradient.
 
-    A parameter whose gradient is missing, not finite or so large that its square isn't is left alone, and so is its state. `lr` and `weight_decay` are a group's;
-    the other options are the rule's and stay out of checkpoints.
+    A parameter whose gradient is missing, not finite or so large that its square isn't is left alone, and so is its state. `lr` and
+    `weight_decay` are a group's; the other options are the rule's and stay out of checkpoints.
 
     Attributes:
         transfer: how the best learning rate moves with width and depth (models/transfer.py).
