@@ -90,8 +90,9 @@ def in_words(hint: Any) -> str:
         return " | ".join(map(in_words, inside))
     if origin is not None and inside and origin is not Callable:
         return f"{origin.__name__}[{', '.join(map(in_words, inside))}]"
-    named = {types.NoneType: "None", ...: "..."}
-    return named.get(hint) or getattr(hint, "__name__", str(hint))
+    if hint is types.NoneType or hint is ...:
+        return "None" if hint is types.NoneType else "..."
+    return str(getattr(hint, "__name__", hint))
 
 
 def _ranged(plain: Any, notes: tuple[Any, ...]) -> str:
