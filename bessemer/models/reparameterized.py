@@ -253,17 +253,9 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 def rank_of(weight: Tensor, wanted: int | Auto) -> int:
-    """The rank of a matrix's factors: as wanted but no more than it has; auto: a quarter of its smaller side, as for pre-training.
-
-    Raises:
-        RecipeError: it is below 1.
-    """
+    """The rank of a matrix's factors: as wanted but no more than it has; auto: a quarter of its smaller side, as for pre-training."""
     most = min(weight.shape)
-    if wanted == "auto":
-        return max(1, most // 4)
-    if wanted < 1:
-        raise RecipeError(f"must be at least 1, and is {wanted}", key="adapt.rank")
-    return min(wanted, most)
+    return max(1, most // 4) if wanted == "auto" else min(wanted, most)
 
 
 def exact(x: Tensor) -> torch.autocast:

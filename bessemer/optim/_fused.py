@@ -63,14 +63,14 @@ def _scale(slope: Tensor, first: Tensor, second: Tensor, factors: Tensor, number
     torch.div(slope.norm(dim=side, keepdim=True), inside + 1e-8, out=factors)
 
 
-def not_finite(gradients: Sequence[Tensor]) -> list[bool] | None:
-    """Which tensors hold a number that is not finite, or None where the kernel doesn't reach."""
-    library = _reaching(*gradients)
+def squares(tensors: Sequence[Tensor]) -> list[float] | None:
+    """Each tensor's sum of squares, not finite where that of a part is no float32; None where the kernel doesn't reach."""
+    library = _reaching(*tensors)
     if library is None:
         return None
-    bad = (ctypes.c_uint8 * len(gradients))()
-    _run(library.not_finite, [gradients], bad)
-    return [bool(found) for found in bad]
+    sums = (ctypes.c_double * len(tensors))()
+    _run(library.squares, [tensors], sums)
+    return list(sums)
 
 
 FIELDS = ("weight", "gradient", "factors", "norms")
@@ -120,7 +120,7 @@ def slim_job(on: Sequence[Tensor], low: int, shape: Sequence[int], size: float, 
 
 
 def slim_steps(weights: Sequence[Sequence[bytes]], numbers: Sequence[float]) -> list[bool]:
-    """APOLLO at rank 1 on the matrices of several weights; which of these were left alone, as their gradient is not finite."""
+    """APOLLO at rank 1 on the matrices of several weights; which of these were left alone, as their gradient is too large or not finite."""
     many = len(weights)
     ends, bad = (ctypes.c_long * many)(*accumulate(map(len, weights))), (ctypes.c_uint8 * many)()
     jobs = ctypes.create_string_buffer(b"".join(chain.from_iterable(weights)))

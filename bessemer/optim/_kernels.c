@@ -22,6 +22,7 @@ static inline void codes_of(const float *restrict x, uint8_t *restrict out, int 
     for (int i = 0; i < block; i++) {
         int32_t size = bits[i] & 0x7fffffff;
         int32_t place = size < LOWEST ? 0 : (size - LOWEST) >> 16;
+        place = place < CELLS ? place : CELLS - 1; /* of what is no number; any other is at most 1 */
         found[i] = candidates[place + (bits[i] < 0 ? CELLS : 0)];
     }
     for (int i = 0; i < block; i++) found[i] += values[i] >= thresholds[found[i]] ? 1 : 0;
@@ -113,17 +114,19 @@ void adamw(float *p, const float *g, uint8_t *m_codes, float *m_scales, uint8_t 
         _Pragma("omp for schedule(static) nowait") for (long s = 0; s < counts[t]; s += SPAN)
 #define LENGTH (counts[t] - s < SPAN ? counts[t] - s : SPAN)
 
-/* bad[t] becomes 1 if a number of tensor t is not finite. */
-void not_finite(long tensors, const long *counts, float *const *g, uint8_t *bad) {
+static inline float squares_of(const float *restrict x, long count) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (long i = 0; i < count; i++) sum += x[i] * x[i];
+    return sum;
+}
+
+/* sums[t], which begin as 0: of tensor t's squares; infinite or no number where no float32 holds a part of it. */
+void squares(long tensors, const long *counts, float *const *g, double *sums) {
     EVERY_SPAN {
-        const long count = LENGTH;
-        const bits32 *bits = (const bits32 *)(g[t] + s);
-        int32_t top = 0;
-        for (long i = 0; i < count; i++) {
-            int32_t size = bits[i] & 0x7fffffff;
-            top = size > top ? size : top;
-        }
-        if (top >= 0x7f800000) bad[t] = 1;
+        const double part = squares_of(g[t] + s, LENGTH);
+#pragma omp atomic
+        sums[t] += part;
     }
 }
 
@@ -187,10 +190,7 @@ void direct(long rows, long columns, float *const *on, const long *strides, cons
 }
 
 static inline float norm_of(const float *restrict x, long count) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (long i = 0; i < count; i++) sum += x[i] * x[i];
-    return __builtin_sqrtf(sum);
+    return __builtin_sqrtf(squares_of(x, count));
 }
 
 /* And on[3]: each channel's norm of the directions over the gradient's; channels are rows if numbers[5], else columns. */
@@ -319,14 +319,14 @@ static void move_slim(const slim *a, const float *numbers) {
 }
 
 /* APOLLO at rank 1 on the matrices of several weights, whose ends are given, a thread a weight, which stays in the cache from the projection to the
-   update. A weight whose gradient is not finite is marked as bad and left alone. */
+   update. A weight whose gradient's square is no float32 is marked as bad and left alone. */
 void slim_steps(slim *all, const long *ends, long weights, const float *numbers, uint8_t *bad) {
 #pragma omp parallel for schedule(dynamic)
     for (long n = 0; n < weights; n++) {
         slim *begin = all + (n ? ends[n - 1] : 0), *end = all + ends[n];
         for (slim *a = begin; a < end; a++) {
             project(a);
-            if (!(a->whole <= 3.4e38f)) bad[n] = 1;
+            if (!(a->whole < 0x1p64f)) bad[n] = 1;
         }
         for (slim *a = begin; a < end && !bad[n]; a++) move_slim(a, numbers);
     }

@@ -22,6 +22,9 @@ CHUNK = 1 << 17
 PIECE = 1 << 19
 """Numbers of a matrix that one chain of products works on."""
 
+LARGEST = 2.0**64
+"""The least norm whose square is no float32: 1.8e19."""
+
 Group = dict[str, Any]
 Products = Literal["float32", "bfloat16"]
 """What a matrix method's products are computed in: the published float32, or bfloat16 with float32 sums, faster where hardware has it.
@@ -33,8 +36,8 @@ Our own kernels (`core/products.py`) keep 16 bits of mantissa of factors whose p
 class Rule(torch.optim.Optimizer):
     """A torch optimizer whose `update(group, members)` is called with the parameters that have a finite gradient.
 
-    A parameter whose gradient is missing or not finite is left alone, and so is its state. `lr` and `weight_decay` are a group's;
-    the other options are the rule's and stay out of checkpoints.
+    A parameter whose gradient is missing, not finite or so large that its square isn't is left alone, and so is its state. `lr` and
+    `weight_decay` are a group's; the other options are the rule's and stay out of checkpoints.
 
     Attributes:
         transfer: how the best learning rate moves with width and depth (models/transfer.py).
@@ -140,7 +143,7 @@ def matrix_products(kind: Products) -> Iterator[None]:
 
 
 def finite(members: list[Tensor]) -> list[Tensor]:
-    """Those whose gradient is finite throughout; where no kernel looks, judged by its norm: one number a tensor, one wait for all."""
+    """Those with a gradient that rules can work with (`not_finite`)."""
     if not members:
         return members
     bad = not_finite(gradients(members))
@@ -148,9 +151,15 @@ def finite(members: list[Tensor]) -> list[Tensor]:
 
 
 def not_finite(tensors: Sequence[Tensor]) -> list[bool]:
-    """Which tensors hold a number that is not finite; of sharded ones all ranks say the same."""
-    bad = _fused.not_finite(tensors)
-    return [not fine for fine in norms(tensors).isfinite().tolist()] if bad is None else bad
+    """Which tensors hold a number that is not finite, or are so large that rules would make one of them; of sharded ones all ranks say the same.
+
+    Judged by the norm, one number a tensor and one wait for all, which must be below LARGEST: rules hold squares and sums of squares, and an
+    infinite one never comes back. Entries of 1e25 are no training, whatever the rule.
+    """
+    sums = _fused.squares(tensors)
+    if sums is not None:
+        return [not whole < LARGEST**2 for whole in sums]
+    return [not norm < LARGEST for norm in norms(tensors).tolist()]
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:

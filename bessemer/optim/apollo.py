@@ -16,7 +16,7 @@ from bessemer.core.registry import Auto
 from bessemer.optim import _fused
 from bessemer.optim._blocks import States
 from bessemer.optim._low_rank import LowRank, channel_norms, norm_growth, subtract
-from bessemer.optim._rule import Group, Matrix, Products, finite, matrices
+from bessemer.optim._rule import Group, Matrix, Products, finite, matrices, not_finite
 
 
 class Apollo(LowRank):
@@ -79,9 +79,7 @@ class Apollo(LowRank):
         norms = self._norms(flat)
         self.norms = dict(zip(map(id, flat), norms, strict=True))
         self.found = found
-        wrong = _fused.not_finite(norms)
-        if wrong is None:
-            wrong = torch.stack([norm.sum() for norm in norms]).isfinite().logical_not().tolist() if norms else []
+        wrong = not_finite(norms) if norms else []
         bad = {id(matrix) for matrix, infinite in zip(flat, wrong, strict=True) if infinite}
         return [p for p in members if (p in vectors if p.ndim < 2 else not any(id(m) in bad for m in found[p]))]
 

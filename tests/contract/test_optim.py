@@ -225,10 +225,13 @@ def test_odd_shapes(name, shape):
     assert not torch.equal(parameter, torch.ones(shape))
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e25, 3e19])
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "adamw"])
 def test_a_gradient_that_is_not_finite_changes_nothing(name, bad):
-    """The parameter and its state are what they would be had the gradient been missing. torch's kernels count on the loop's guard."""
+    """The parameter and its state are what they would be had the gradient been missing; a gradient whose square is no float32 counts as such.
+
+    torch's kernels count on the loop's guard.
+    """
     model, spared = net(name), net(name)
     optimizer, other = build(name, model), build(name, spared)
     for step in range(6):
@@ -241,6 +244,19 @@ def test_a_gradient_that_is_not_finite_changes_nothing(name, bad):
         other.step()
     assert equal(model, spared)
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_largest_gradient_that_is_taken_leaves_finite_numbers(name):
+    model = net(name)
+    optimizer = build(name, model)
+    for step in range(6):
+        draw(model, step)
+        if step in (0, 3):
+            model.wide.grad[1, 1] = 1e18
+        optimizer.step()
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert all(v.isfinite().all() for held in optimizer.state.values() for v in held.values() if isinstance(v, torch.Tensor))
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "sgd_sai"])

@@ -9,7 +9,7 @@ from bessemer.core import recipe, registry
 from bessemer.core.errors import RecipeError
 from bessemer.run import catalogue
 
-KINDS = ["optim", "optim/around", "schedules", "models/reparameterize"]
+KINDS = ["optim", "optim/around", "schedules", "models/reparameterize", "models/adapters", "train/balance", "train/guards"]
 METHODS = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 REFUSED = {
     "optim": [
@@ -54,6 +54,9 @@ REFUSED = {
         ("con_adv", "share", 1.5),
     ],
     "schedules": [("wsd", "warmup", -0.1), ("jagged", "every", 0), ("ramp", "stairs", 0), ("infinite", "plateau", 0.0), ("cosine", "floor", -1.0)],
+    "models/adapters": [("patches", "size", 0), ("log_mel", "window", 0), ("frames", "channels", 0)],
+    "train/balance": [("agvm", "memory", 1.0), ("uncertainty", "least", 0.0)],
+    "train/guards": [("standard", "deviations", -1.0), ("watch", "patience", 0)],
     "models/reparameterize": [("lora", "rank", 0), ("bone", "rank", 1 << 17), ("lost", "density", 0.0), ("relora", "prune", 1.1), ("switch_lora", "interval", 0.0)],
 }  # fmt: skip
 

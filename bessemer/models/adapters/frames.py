@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from bessemer.core.errors import RecipeError
+from bessemer.core.ranges import Count
 from bessemer.models.adapters._adapter import Adapter
 
 
@@ -27,8 +28,8 @@ class Frames(Adapter):
     stream: ClassVar[str] = "frames"
     modality: ClassVar[str] = "clip"
 
-    def __init__(self, width: int, *, size: int = 8, span: int = 2, picture: int = 32, frames: int = 8, channels: int = 3) -> None:
-        if size < 1 or span < 1 or picture % size or frames % span:
+    def __init__(self, width: int, *, size: Count = 8, span: Count = 2, picture: Count = 32, frames: Count = 8, channels: Count = 3) -> None:
+        if picture % size or frames % span:
             problem = f"tubelets of {span} x {size} x {size} don't fill clips of {frames} x {picture} x {picture}"
             raise RecipeError(problem, key="adapter.size", mend="choose divisors")
         super().__init__(width, span * size * size * channels, (frames // span, picture // size, picture // size))

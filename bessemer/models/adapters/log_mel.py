@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bessemer.core.errors import RecipeError
+from bessemer.core.ranges import Count
 from bessemer.models.adapters._adapter import Adapter
 
 FLOOR = 1e-10
@@ -34,9 +35,9 @@ class LogMel(Adapter):
     modality: ClassVar[str] = "sound"
 
     def __init__(
-        self, width: int, *, rate: int = 16000, samples: int = 16000, bands: int = 40, window: int = 400, hop: int = 160, size: int = 4
+        self, width: int, *, rate: Count = 16000, samples: Count = 16000, bands: Count = 40, window: Count = 400, hop: Count = 160, size: Count = 4
     ) -> None:
-        if min(rate, bands, window, hop, size) < 1 or samples % (hop * size):
+        if samples % (hop * size):
             problem = f"vectors of {size} frames, {hop} samples apart, don't fill sounds of {samples} samples"
             raise RecipeError(problem, key="adapter.samples", mend=f"choose a multiple of {hop * size}")
         super().__init__(width, bands * size, (samples // (hop * size),))

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from bessemer.core.errors import RecipeError
+from bessemer.core.ranges import Count
 from bessemer.models.adapters._adapter import Adapter
 
 
@@ -25,8 +26,8 @@ class Patches(Adapter):
     stream: ClassVar[str] = "patches"
     modality: ClassVar[str] = "picture"
 
-    def __init__(self, width: int, *, size: int = 8, picture: int = 32, channels: int = 3) -> None:
-        if size < 1 or picture % size:
+    def __init__(self, width: int, *, size: Count = 8, picture: Count = 32, channels: Count = 3) -> None:
+        if picture % size:
             raise RecipeError(f"patches of {size} pixels don't fill pictures of {picture}", key="adapter.size", mend="choose a divisor")
         super().__init__(width, size * size * channels, (picture // size, picture // size))
         self.edge, self.picture, self.channels = size, picture, channels

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from bessemer.core.errors import RecipeError
+from bessemer.core.ranges import Count
 from bessemer.models.adapters._adapter import Adapter
 
 
@@ -25,8 +26,8 @@ class Series(Adapter):
     stream: ClassVar[str] = "series"
     modality: ClassVar[str] = "series"
 
-    def __init__(self, width: int, *, size: int = 16, steps: int = 256, channels: int = 1) -> None:
-        if size < 1 or steps % size:
+    def __init__(self, width: int, *, size: Count = 16, steps: Count = 256, channels: Count = 1) -> None:
+        if steps % size:
             raise RecipeError(f"stretches of {size} steps don't fill series of {steps}", key="adapter.size", mend="choose a divisor")
         super().__init__(width, size * channels, (steps // size,))
         self.steps, self.channels = steps, channels

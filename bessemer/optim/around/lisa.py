@@ -42,10 +42,8 @@ class Lisa(Around):
         self.frozen: list[torch.Tensor] = []
         self.layer = {p: int(match.group(1)) for p, match in found.items() if match}
         self.count = len(set(self.layer.values()))
-        if not 0 < layers <= self.count:
-            raise RecipeError(
-                f"{layers} of {self.count} layers can't train at a time", key="around.lisa.layers", mend="give 1 or more, and no more than there are"
-            )
+        if layers > self.count:
+            raise RecipeError(f"{layers} of {self.count} layers can't train at a time", key="around.lisa.layers", mend="give no more than there are")
 
     def drawn(self, step: int) -> set[int]:
         """The layers that train at this step."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bessemer.core import rng
+from bessemer.core.ranges import Decay, Growth
 from bessemer.train.balance._gradient import Gradient, added
 
 HEAPS = 256
@@ -33,7 +34,7 @@ class AGVM:
 
     whole = True
 
-    def __init__(self, *, reference: str = "blocks", memory: float = 0.97, most: float = 5.0) -> None:
+    def __init__(self, *, reference: str = "blocks", memory: Decay = 0.97, most: Growth = 5.0) -> None:
         self.reference, self.memory, self.most = reference, memory, most
         self.variance: dict[str, float] = {}
         self.past: dict[str, list[float]] = {}

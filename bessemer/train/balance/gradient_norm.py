@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bessemer.core.ranges import Decay, NonNegative
 from bessemer.train.balance._gradient import Gradient, added, shared
 
 
@@ -20,7 +21,7 @@ class GradientNorm:
         memory: how much of the last factor stays.
     """
 
-    def __init__(self, *, restoring: float = 0.5, memory: float = 0.9) -> None:
+    def __init__(self, *, restoring: NonNegative = 0.5, memory: Decay = 0.9) -> None:
         self.restoring, self.memory = restoring, memory
         self.first: dict[str, float] = {}
         self.factors: dict[str, float] = {}

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bessemer.core.ranges import NonNegative, Positive
 from bessemer.train.balance._gradient import Gradient, added
 
 
@@ -21,7 +22,7 @@ class Uncertainty:
         least: the smallest loss taken at its word.
     """
 
-    def __init__(self, *, lr: float = 0.05, least: float = 1e-3) -> None:
+    def __init__(self, *, lr: NonNegative = 0.05, least: Positive = 1e-3) -> None:
         self.lr, self.least = lr, least
         self.logs: dict[str, float] = {}
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from bessemer.core.progress import Progress
+from bessemer.core.ranges import Count, Positive, Whole
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Standard:
 
     holds_back: ClassVar[bool] = True
 
-    def __init__(self, *, deviations: float = 8.0, window: int = 50, retries: int = 1, patience: int = 3, rollbacks: int = 3) -> None:
+    def __init__(self, *, deviations: Positive = 8.0, window: Count = 50, retries: Whole = 1, patience: Count = 3, rollbacks: Whole = 3) -> None:
         self.deviations, self.window, self.retries, self.patience, self.rollbacks = deviations, window, retries, patience, rollbacks
         self.past: dict[str, list[float]] = {"loss": [0.0, 0.0, 0.0], "norm": [0.0, 0.0, 0.0]}  # count, mean, variance of the logarithm
         self.bad_in_a_row = 0

@@ -6,6 +6,7 @@ import math
 from typing import Any, ClassVar
 
 from bessemer.core.progress import Progress
+from bessemer.core.ranges import Count, Whole
 from bessemer.train.guards.standard import Verdict
 
 
@@ -19,7 +20,7 @@ class Watch:
 
     holds_back: ClassVar[bool] = False
 
-    def __init__(self, *, patience: int = 3, rollbacks: int = 3) -> None:
+    def __init__(self, *, patience: Count = 3, rollbacks: Whole = 3) -> None:
         self.patience, self.rollbacks = patience, rollbacks
         self.bad_in_a_row = 0
 

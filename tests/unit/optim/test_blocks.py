@@ -106,3 +106,21 @@ def test_a_dry_run_counts_the_bytes_that_a_rule_documents(name):
     rule = choice([torch.nn.Parameter(torch.empty(256, 64))])
     assert counted is not None
     assert sum(size for entries in counted.values() for _, size in entries) == rule.state_bytes((256, 64))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf"), -float("inf"), 3e38])
+@pytest.mark.parametrize(("states", "signed"), CASES)
+def test_what_is_no_number_spoils_its_own_block_only(states, signed, bad):
+    """Its code is some code: no place outside the tables is looked at, which ended the program."""
+    values = numbers(signed)
+    clean, spoilt = packed(values, states, signed), packed(values, states, signed)
+    clean.encode(values)
+    block = _blocks.BLOCK[clean.bits]
+    changed = values.clone()
+    changed[5 * block : 6 * block] = bad
+    changed[7 * block + 3] = bad
+    spoilt.encode(changed)
+    kept = torch.ones(len(values) // block, dtype=torch.bool)
+    kept[[5, 7]] = False
+    decoded = [held.decode(torch.empty_like(values)).view(-1, block)[kept] for held in (clean, spoilt)]
+    assert torch.equal(*decoded)

@@ -149,7 +149,7 @@ CASES = [
     Case("wrong type in a method", RUN, ["r.toml", "train.optim[0].floor", "'low'"], recipe=TRAIN + 'optim = [{name = "wsd", floor = "low"}]\n'),
     Case("a method is a number", RUN, ["r.toml", "train.optim[0]", "a name"], recipe=TRAIN + "optim = [3]\n"),
     Case("role is a number", RUN, ["r.toml", "train.optim[0].role"], recipe=TRAIN + 'optim = [{name = "wsd", role = 3}]\n'),
-    Case("a number out of range", ["run", "demo", 'train.optim=[{name = "adamw", lr = -1.0}]'], ["demo.toml", "train.optim[0].lr", "-1.0"]),
+    Case("a number out of range", ["run", "demo", 'train.optim=[{name = "adamw", lr = -1.0}]'], ["train.optim[0].lr", "-1.0"]),
     # wiring
     Case("needs what nothing makes", RUN, ["r.toml", "count.inputs", "text"], recipe='[[stage]]\ndo = "run_toys.count"\nname = "count"\n'),
     Case("needs what a later stage makes", RUN, ["r.toml", "count", "text"], recipe='[[stage]]\ndo = "run_toys.count"\nname = "count"\n' + '[[stage]]\ndo = "run_toys.write"\nname = "w"\n'),

@@ -122,7 +122,7 @@ def test_what_would_throw_an_earlier_model_away_is_refused(made, capsys):
         ('{ name = "lora", match = "layers.*" }', "no linear layer matches"),
         ('{ name = "lora", rnak = 4 }', "rnak"),
         ('{ name = "lorra" }', "lora"),
-        ('{ name = "lora", rank = 0 }', "at least 1"),
+        ('{ name = "lora", rank = 0 }', "train.adapt.rank"),
         ('{ name = "sltrain", density = 1.5 }', "density"),
         ('{ name = "relora", every = 0 }', "every"),
     ],
