@@ -25,7 +25,7 @@ class Probe:
     """This step's batches with the engine that runs them; every question is asked of the weights as they then stand.
 
     Args:
-        engine: runs micro-batches: `forward_backward(batches)` with a `loss`, and a `model`, `dtype` and `layout`.
+        engine: runs micro-batches: `forward_backward(batches)` with a `loss`, and a `model`, `dtype`, `layout` and `count`.
         batches: the step's micro-batches.
         progress: where the run stands.
     """
@@ -94,7 +94,7 @@ class Probe:
                 key="optim",
                 mend="estimate = 'hutchinson', or mesh.context = 1 and mesh.pipe = 1",
             )
-        drawn, labels = [], torch.zeros((), dtype=torch.float64, device=device.device())
+        drawn, (labels, tokens) = [], torch.zeros(2, dtype=torch.float64, device=device.device())
         for batch in batches:
             if batch.targets is None:
                 continue
@@ -105,6 +105,7 @@ class Probe:
                 outputs = self.engine.model(replace(given, first=objective.before) if objective.acts_before else given)
                 rows = [self._draw(outputs.head(outputs.hidden[row]), here, row, seed) for row in range(here.rows)]
             self.engine.layout.settle()  # a forward pass alone leaves parameters whole, and whole ones have other gradients
+            tokens += here.tokens.numel()
             drawn.append(replace(here, targets=torch.stack(rows) if rows else here.targets))
             counted = [stream for stream in here.weights.values() if stream.shape == here.tokens.shape]
             labels += torch.stack([stream > 0 for stream in counted]).any(0).sum() if counted else here.tokens.numel()
@@ -112,6 +113,7 @@ class Probe:
             raise RecipeError(
                 "labels are to be drawn from the model's predictions, and no task predicts tokens", key="optim", mend="estimate = 'hutchinson'"
             )
+        self.engine.count(float(self.total(tokens)), backward=False)
         return drawn, float(self.total(labels))
 
     def _draw(self, logits: Tensor, batch: Batch, row: int, seed: int) -> Tensor:

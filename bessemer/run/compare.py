@@ -122,7 +122,15 @@ class Bench:
 
     def _rehearse(self, recipe: Recipe) -> None:
         step = next(step for step in wiring.plan(recipe) if step.stage.name == training(recipe))
-        if step.stage.choice.name == "train" and (spend := dry_run.rehearse(recipe, step, self.smoke)) is not None:
+        if step.stage.choice.name != "train":
+            return  # a user's own
+        try:
+            spend = dry_run.rehearse(recipe, step, self.smoke)
+        except RecipeError as error:
+            if error.key == f"{step.stage.name}.{self.budget.unit}":
+                raise BessemerError(error.problem, key="--budget", mend=error.mend) from error
+            raise
+        if spend is not None:
             self.budget.enough(spend.tokens, spend.rows * spend.length)
 
     def tune(self, variant: Variant, tune: dict[str, int | list[Any]], search: compare_tune.Search, part: float) -> None:

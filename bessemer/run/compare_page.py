@@ -19,7 +19,9 @@ COLUMNS = (
     "name", "tuned", "final", "interval", "best", "loss", "steps_to_target", "seconds_to_target", "flops_to_target", "tokens_per_second", "tokens",
     "steps", "seconds", "flops", "peak_memory", "state_bytes", "seeds", "verdict",
 )  # fmt: skip
-HEAD = ("variant", "tuned", "held-out", "± 95%", "best", "loss", "steps to", "time to", "FLOPs to", "tokens/s", "steps", "time", "memory", "state")
+HEAD = (
+    "variant", "tuned", "held-out", "± 95%", "best", "loss", "steps to", "time to", "FLOPs to", "tokens/s", "steps", "time", "FLOPs", "memory", "state",
+)  # fmt: skip
 LAST = "against the best"
 
 
@@ -56,6 +58,11 @@ def explained(table: dict[str, Any]) -> list[str]:
     target = table["variants"][0]["target"]
     if target is not None:
         said.append(f"Steps, time and FLOPs to the first held-out measure at or below {target:.4f}, medians over seeds.")
+    if any(row["flops"] is not None for row in table["variants"]):
+        said.append(
+            "FLOPs are the model's, over all passes of tokens that a method asks for, a forward pass alone a third; "
+            "the update rules' own products, such as Muon's and SOAP's, are left out."
+        )
     return said
 
 
@@ -70,6 +77,7 @@ def cells(table: dict[str, Any]) -> list[list[str]]:
             _count(row["tokens_per_second"]),
             _count(row["steps"]),
             _time(row["seconds"]),
+            _large(row["flops"]),
             _bytes(row["peak_memory"]),
             _bytes(row["state_bytes"]),
         ]

@@ -90,16 +90,15 @@ def ending(curve: Curve, info: dict[str, Any]) -> dict[str, float | None]:
     kept = [score for _, score in curve.scores()]
     rates, memory = curve.column("tokens_per_second")[1], curve.column("memory_bytes")[1]
     last = curve.steps[-1] if curve.steps else {}
-    tokens = last.get("tokens")
     return {
         "final": kept[-1] if kept else loss,
         "best": min(kept) if kept else loss,
         "loss": loss,
         "tokens_per_second": median(rates) if rates else None,
-        "tokens": tokens,
+        "tokens": last.get("tokens"),
         "steps": last.get("step"),
         "seconds": last.get("seconds"),
-        "flops": tokens * info["flops_per_token"] if tokens and "flops_per_token" in info else None,
+        "flops": last.get("flops"),
         "peak_memory": max(memory) if memory else None,
         "state_bytes": info.get("optimizer_state_bytes"),
     }
@@ -112,7 +111,7 @@ def to_target(variant: Variant, target: float | None) -> dict[str, Any]:
     """
     reached: list[dict[str, Any] | None] = []
     if target is not None:
-        reached += [_reached(curve, info, target) for curve, info in zip(variant.curves, variant.infos, strict=True)]
+        reached += [_reached(curve, target) for curve in variant.curves]
         reached += [None] * len(variant.failed)
     out: dict[str, Any] = {"target": target, "reached": sum(found is not None for found in reached)}
     for key in ("steps", "tokens", "seconds", "flops"):
@@ -123,14 +122,13 @@ def to_target(variant: Variant, target: float | None) -> dict[str, Any]:
     return out
 
 
-def _reached(curve: Curve, info: dict[str, Any], target: float) -> dict[str, Any] | None:
+def _reached(curve: Curve, target: float) -> dict[str, Any] | None:
     at = {line["step"]: line for line in curve.steps}
     for line, score in curve.scores():
         if score <= target:
             step = at.get(line["step"], {})
             tokens = line.get("tokens", step.get("tokens"))
-            flops = tokens * info["flops_per_token"] if tokens and "flops_per_token" in info else None
-            return {"steps": line["step"], "tokens": tokens, "seconds": line.get("seconds", step.get("seconds")), "flops": flops}
+            return {"steps": line["step"], "tokens": tokens, "seconds": line.get("seconds", step.get("seconds")), "flops": step.get("flops")}
     return None
 
 

@@ -45,6 +45,7 @@ class Budget:
     steps: int | None
     tokens: int | None
     seconds: float | None
+    flops: float | None
     length: int
     rows: int
     micro_batch: int
@@ -86,26 +87,28 @@ def budget(
     """Works out `auto` values and refuses combinations that can't be.
 
     Raises:
-        RecipeError: a number is too small, the micro-batch does not divide the batch, or nothing ends the run.
+        RecipeError: a number is too small, the operations don't allow one step, the micro-batch does not divide the batch, or nothing ends the run.
     """
     _above_zero(work, steps=steps, tokens=tokens, seconds=seconds, flops=flops, batch=batch, micro_batch=micro_batch)
     parameters = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
     parameters += sum(m.outputs * m.inputs for m in matrices(model))  # reparameterized ones count as what they stand for
     parameters += int(sum(m.active_weights() for m in mixtures(model).values()))
-    if flops is not None and flops < float("inf"):
-        most = max(1, int(flops / model.flops_per_token(length)))
-        tokens = min(tokens, most) if isinstance(tokens, int) else most
     if tokens == "auto":
-        tokens = dial.horizon(parameters) if steps is None and seconds is None else None
-    if steps is None and tokens is None and seconds is None:
+        tokens = dial.horizon(parameters) if steps is None and seconds is None and flops is None else None
+    if steps is None and tokens is None and seconds is None and flops is None:
         raise RecipeError("nothing ends the run", key=f"{work.name}.tokens", mend='give steps, tokens, seconds or flops, or tokens = "auto"')
-    rows = max(1, dial.batch_tokens(tokens or dial.horizon(parameters)) // length) if batch == "auto" else batch
+    price = model.flops_per_token(length)
+    seen = tokens or (dial.horizon(parameters) if flops is None else int(flops / price))
+    rows = max(1, dial.batch_tokens(seen) // length) if batch == "auto" else batch
     micro = dial.micro_rows(rows, length, mesh) if micro_batch == "auto" else micro_batch
     if rows % micro:
         raise RecipeError(f"{micro} rows don't divide the global batch of {rows}", key=f"{work.name}.micro_batch", mend="choose a divisor of batch")
     if work.smoke:
-        return Budget(SMOKE_STEPS, None, None, length, SMOKE_ROWS, SMOKE_ROWS)
-    return Budget(steps, tokens, seconds, length, rows, micro)
+        return Budget(SMOKE_STEPS, None, None, None, length, SMOKE_ROWS, SMOKE_ROWS)
+    if flops is not None and flops < rows * length * price:
+        problem = f"a step takes {rows * length * price:.3g} operations, and {flops:.3g} are allowed"
+        raise RecipeError(problem, key=f"{work.name}.flops", mend="allow more, or make the batch smaller")
+    return Budget(steps, tokens, seconds, flops, length, rows, micro)
 
 
 def _above_zero(work: Work, **values: Any) -> None:
@@ -228,7 +231,14 @@ def run(
         examples=examples,
         tokenizer=tokenizer,
         schedules=schedule,
-        progress=Progress(steps=spend.steps or 0, horizon=spend.tokens or 0, patience=spend.seconds or 0.0, batch=spend.rows * spend.length),
+        progress=Progress(
+            steps=spend.steps or 0,
+            horizon=spend.tokens or 0,
+            patience=spend.seconds or 0.0,
+            allowance=spend.flops or 0.0,
+            price=flops,
+            batch=spend.rows * spend.length,
+        ),
         length=spend.length,
         global_rows=spend.rows,
         micro_batch=spend.micro_batch,

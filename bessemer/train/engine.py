@@ -16,6 +16,9 @@ from bessemer.core.terms import Terms
 from bessemer.objectives._objective import Objective
 from bessemer.parallel.layout import Layout
 
+FORWARD = 1.0 / 3.0
+"""A forward pass's share of the products of a forward and a backward one."""
+
 
 @dataclass
 class Result:
@@ -56,6 +59,7 @@ class Engine:
     ) -> None:
         self.model, self.objectives, self.dtype = model, objectives, dtype
         self.layout = layout or Layout(World(), model)
+        self._passed = 0.0
         self.parameters = [p for p in model.parameters() if p.requires_grad and not p.is_meta]
 
     def forward_backward(self, batches: Sequence[Batch]) -> Result:
@@ -96,7 +100,17 @@ class Engine:
         self.layout.after_micro_batches()
         shares, terms = self._reduced([parts[number] for number in sorted(parts)], sums)
         counts = self._counted(counts)
+        self.count(totals["", "tokens"], backward=torch.is_grad_enabled())
         return Result(sum(shares), terms, int(totals["", "rows"]), int(totals["", "tokens"]), shares[: len(batches)], counts)
+
+    def count(self, tokens: float, *, backward: bool) -> None:
+        """Notes a pass of so many tokens, all ranks' together: forward, and backward too or not."""
+        self._passed += tokens * (1.0 if backward else FORWARD)
+
+    def spent(self) -> float:
+        """Tokens that went forward and backward since this was asked last, whoever asked for it; where they went forward alone, a third of them."""
+        found, self._passed = self._passed, 0.0
+        return found
 
     def _one_by_one(self, batches: Sequence[Batch], value: Callable[[int, Batch, Outputs], Tensor]) -> None:
         """Each micro-batch forward and backward, in turn."""

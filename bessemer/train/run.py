@@ -115,6 +115,7 @@ class Run:
         self.progress.step += 1
         self.progress.samples += result.rows
         self.progress.tokens += result.tokens
+        self.progress.flops += self.engine.spent() * self.flops_per_token
         self.progress.skipped += skipped
         self.progress.seconds += self.world.agree(seconds) if self.warm else 0.0
         self.warm = True
@@ -139,7 +140,7 @@ class Run:
             )
         past = replace(past)
         self._load(found)
-        self.progress.samples, self.progress.seconds = past.samples, past.seconds
+        self.progress.samples, self.progress.seconds, self.progress.flops = past.samples, past.seconds, past.flops
         self.progress.skipped, self.progress.rollbacks = past.skipped, past.rollbacks + 1
         self.optimizers.zero_grad()
         self.work.note(f"went back to step {self.progress.step}: {verdict.reason}")
@@ -191,6 +192,7 @@ class Run:
             for name in [name for name in names if shares[name]]:
                 sums = document_sums(model, self.store, length=self.length, rows=8, domain=name, limit=MIX_TOKENS)
                 found[name] = float(sums.bits.sum() / sums.tokens.sum()) * math.log(2)
+                self.engine.count(float(sums.tokens.sum()), backward=False)
         return found
 
     @contextmanager
@@ -211,7 +213,7 @@ class Run:
     def budget(self) -> tuple[float, float, str]:
         """How much of the budget nearest its end is spent, of how much, in which unit."""
         p = self.progress
-        spans = [(p.step, p.steps, "steps"), (p.tokens, p.horizon, "tokens"), (p.seconds, p.patience, "seconds")]
+        spans = [(p.step, p.steps, "steps"), (p.tokens, p.horizon, "tokens"), (p.seconds, p.patience, "seconds"), (p.flops, p.allowance, "FLOPs")]
         return max((span for span in spans if span[1]), key=lambda span: span[0] / span[1])
 
     def close(self) -> None:

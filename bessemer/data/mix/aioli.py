@@ -78,7 +78,8 @@ class Aioli:
     def look(self, view: View) -> dict[str, float] | None:
         step = view.progress.step
         if not self.every:
-            run = view.progress.steps or view.progress.horizon // max(view.progress.batch, 1) or USUAL * ROUNDS
+            where = view.progress
+            run = where.steps or where.horizon // max(where.batch, 1) or where.affordable or USUAL * ROUNDS
             self.every = max(run // ROUNDS, self.least)
         if self.probe < 0 and (step == self.begun == 0 or step >= self.begun + self.every):
             self.begun, self.probe, self.falls = step, 0, []

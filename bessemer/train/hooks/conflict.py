@@ -50,6 +50,7 @@ class Conflict:
             return result
 
         found, _ = gradients(timed, self.run.engine.layout, report.batches)
+        self.run.engine.spent()  # looking on is no part of the training's operations
         self.run.optimizers.zero_grad()
         names = shared(found)
         tasks = [each.task for each in found]

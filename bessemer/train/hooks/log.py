@@ -41,6 +41,7 @@ class Log:
             "tokens_per_second": rate,
             "memory_bytes": device.memory_in_use(),
             "seconds": progress.seconds,
+            "flops": progress.flops,
             "time": {**report.time, "other": max(0.0, report.seconds - sum(report.time.values()))},
             "skipped": progress.skipped,
             **self.run.energy(),

@@ -519,3 +519,21 @@ def test_a_gradient_that_is_not_finite_moves_nothing_inside_the_backward_pass():
 def test_what_needs_the_whole_gradient_refuses_updates_inside_the_backward_pass(entries):
     with pytest.raises(RecipeError, match="needs the whole gradient"):
         Toy(*entries).optimizers.update_in_backward(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("optim", "around", "passes"),
+    [
+        ("adamw", [], 1.0),
+        ("adamw", ["con_adv"], 3.0),
+        ("adamw", ["noise_scale"], 1.5),  # and one of the two micro-batches again
+        ("adamw", [{"name": "spsa", "directions": 3}], 1 / 3 + 2 * 3 / 3),  # two losses a direction, beside the step's own
+        ({"name": "sophia", "share": 0.5}, [], 1.0 + 0.5 + 0.5 / 3),  # labels are drawn by a forward pass
+        ({"name": "sophia", "share": 1.0, "estimate": "hutchinson"}, [], 3.0),
+    ],
+)
+def test_the_engine_counts_the_passes_that_methods_ask_for(optim, around, passes):
+    toy = Toy(optim=[optim], around=around)
+    toy.backward()
+    assert toy.engine.spent() == pytest.approx(passes * sum(batch.tokens.numel() for batch in batches()))
+    assert toy.engine.spent() == 0.0

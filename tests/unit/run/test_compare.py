@@ -120,6 +120,7 @@ def test_what_is_no_target(toy, capsys, target):
         ('optim=["adamw"],["muon"]', [], 'role = "matrix"'),
         ('optim=["adamw"],["lion"]', ["--budget", "tokens=1000"], "give at least tokens=2048"),
         ('optim=["adamw"],["lion"]', ["--budget", "tokens=3k", "--tune", "optim.lr=2"], "trial of tuning"),
+        ('optim=["adamw"],["lion"]', ["--budget", "flops=1"], "--budget: a step takes"),
     ],
 )
 def test_mistakes_of_a_later_variant_come_out_before_anything_is_trained(here, capsys, vary, more, said):
@@ -284,12 +285,12 @@ def test_a_target_is_reached_where_the_first_measure_is_below_it(toy):
 def test_the_median_over_seeds_is_what_counts_to_a_target():
     def curve(step):
         made = Curve("x")
-        made.steps = [{"step": step, "tokens": 10 * step, "seconds": step}]
+        made.steps = [{"step": step, "tokens": 10 * step, "seconds": step, "flops": 50 * step}]
         made.evaluations = [{"step": step, "tokens": 10 * step, "evaluation": {"bits_per_byte": {"a": 1.0}}}]
         return made
 
     missed = Curve("x")
-    variant = compare_table.Variant({}, curves=[curve(10), curve(30), missed], infos=[{"flops_per_token": 5}] * 3)
+    variant = compare_table.Variant({}, curves=[curve(10), curve(30), missed], infos=[{}] * 3)
     assert compare_table.to_target(variant, 1.0)["steps_to_target"] == 30
     assert compare_table.to_target(variant, 1.0)["flops_to_target"] == 1500
     variant = compare_table.Variant({}, curves=[curve(10), missed, missed], infos=[{}] * 3)

@@ -94,6 +94,32 @@ def test_budgets_end_the_run(made, budget, steps):
     assert lines(folder)[-1]["step"] == steps
 
 
+STEP = 4 * 32
+"""Tokens of a step."""
+
+
+@pytest.mark.parametrize(("around", "steps"), [("[]", 7), ('["con_adv"]', 2)])
+def test_a_budget_of_operations_ends_before_the_step_that_would_go_beyond(made, around, steps):
+    """con_adv takes three passes a step where there is one without."""
+    price = info(run(made, "price", steps=1)[1])["flops_per_token"]
+    status, folder = run(made, f"flops-{steps}", steps="9", flops=7.9 * price * STEP, around=around)
+    assert status == 0
+    assert info(folder)["progress"]["step"] == steps
+    assert info(folder)["progress"]["flops"] == pytest.approx(steps * price * STEP * (3 if steps == 2 else 1))
+    assert [line["flops"] for line in lines(folder) if "loss" in line][-1] == info(folder)["progress"]["flops"]
+
+
+def test_operations_that_pay_for_no_step_are_refused(made, capsys):
+    assert run(made, "flops-none", steps="9", flops=1000.0)[0] == 2
+    said = capsys.readouterr().err
+    assert "train.flops" in said
+    assert "mend:" in said
+
+
+def info(folder):
+    return json.loads((folder / "manifest.json").read_text())["info"]
+
+
 def test_a_budget_of_seconds_ends_the_run(made):
     status, folder = run(made, "seconds", steps=100000, seconds=1.0, schedule='{ lr = "linear" }')
     assert status == 0
