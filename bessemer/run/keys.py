@@ -13,7 +13,7 @@ from typing import Any
 import pydantic
 
 from bessemer.core.artifact import digest
-from bessemer.core.registry import Choice
+from bessemer.core.registry import PACKAGE, Choice
 
 HOW = {"engine", "processes", "mesh", "parallel"}
 """Options that say how work is done, not what comes of it: a run begun on one mesh is continued on another."""
@@ -34,13 +34,59 @@ def stage_key(choice: Choice, plain: dict[str, Any], seed: int, smoke: bool, par
 
 @cache
 def code_version(target: Callable[..., Any]) -> str:
-    """A digest of the file that defines `target`, blind to comments, layout and docstrings."""
-    tree = ast.parse(Path(inspect.getfile(target)).read_text())
+    """A digest of the file that defines `target`, blind to comments, layout and docstrings.
+
+    For a method from outside the package the modules of its user's that it imports count too: those that lie beside its own
+    module or below, imports of imports included, whether or not they run.
+    """
+    file = Path(inspect.getfile(target)).resolve()
+    tree = _bare(file)
+    if file.is_relative_to(PACKAGE):
+        return digest(ast.dump(tree))
+    name = target.__module__
+    depth = name.count(".") + (file.name == "__init__.py")
+    root = file.parents[depth]
+    top = name.partition(".")[0] if "site-packages" in root.parts else None  # beside an installed module lies everything installed
+    helpers = _helpers(tree, name if file.name == "__init__.py" else name.rpartition(".")[0], root, top, {file: tree})
+    helpers.pop(file)
+    dump = ast.dump(tree)
+    return digest([dump, {str(path.relative_to(root)): ast.dump(each) for path, each in sorted(helpers.items())}] if helpers else dump)
+
+
+def _helpers(tree: ast.Module, package: str, root: Path, top: str | None, found: dict[Path, ast.Module]) -> dict[Path, ast.Module]:
+    """The files below `root` that a module of `package` imports, and that these import, added to `found`."""
+    for name in _imported(tree, package):
+        parts = name.split(".")
+        if parts[0] == PACKAGE.name or (top and parts[0] != top):
+            continue
+        for length in range(1, len(parts) + 1):  # a package's own __init__ runs before what is in it
+            place = root.joinpath(*parts[:length])
+            for file in (place / "__init__.py", place.with_suffix(".py")):
+                if file.is_file() and file not in found:
+                    found[file] = _bare(file)
+                    inside = parts[:length] if file.name == "__init__.py" else parts[: length - 1]
+                    _helpers(found[file], ".".join(inside), root, top, found)
+    return found
+
+
+def _imported(tree: ast.Module, package: str) -> Iterator[str]:
+    """The dotted names of what a module of `package` imports; of `from a import b` both a.b and, thereby, a."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
+            yield from (".".join(filter(None, [*above, node.module, alias.name])) for alias in node.names)
+
+
+def _bare(file: Path) -> ast.Module:
+    """A file's code without docstrings."""
+    tree = ast.parse(file.read_text())
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
             body[0].value = ast.Constant(None)
-    return digest(ast.dump(tree))
+    return tree
 
 
 def _choices(value: Any) -> Iterator[Choice]:

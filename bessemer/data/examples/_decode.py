@@ -23,7 +23,7 @@ def decode(content: bytes) -> Array:
     Raises:
         Undecodable: the bytes are no picture, are cut off, or hold more than 64 million pixels.
     """
-    from PIL import Image  # matplotlib brings it; only those who read pictures wait for it
+    from PIL import Image, UnidentifiedImageError  # matplotlib brings it; only those who read pictures wait for it
 
     try:
         with warnings.catch_warnings():
@@ -37,6 +37,8 @@ def decode(content: bytes) -> Array:
                 return np.array(Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB"), dtype=np.uint8)
     except Undecodable:
         raise
+    except UnidentifiedImageError:  # its text names a place in memory, another each time
+        raise Undecodable("is no readable picture: its bytes are of no known format") from None
     except Exception as error:  # its decoders raise whatever they stumble over
         raise Undecodable(f"is no readable picture: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
 
