@@ -113,7 +113,13 @@ class Matrix(nn.Module):
 
 
 class Counting(Matrix):
-    """A matrix that acts every so many updates. Its count is saved with checkpoints; steps the guard skipped don't count."""
+    """A matrix that acts every so many updates. Its count is saved with checkpoints; steps the guard skipped don't count.
+
+    Attributes:
+        zeroes: whether it changes single numbers of the optimizer's state.
+    """
+
+    zeroes: bool = False
 
     def __init__(self, weight: Tensor, place: Place) -> None:
         super().__init__(weight, place)

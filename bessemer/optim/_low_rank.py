@@ -30,6 +30,7 @@ class LowRank(Rule):
     """
 
     elementwise = False
+    moments = False
 
     def __init__(
         self,

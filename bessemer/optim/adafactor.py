@@ -30,6 +30,7 @@ class Adafactor(Rule):
     """
 
     elementwise = False
+    moments = False
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ class ScheduleFreeAdamW(Rule):
     """
 
     apart = False
+    moments = False
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ class Shampoo(Rule):
 
     transfer = "orthogonal"
     elementwise = False
+    moments = False
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class Soap(Rule):
     """
 
     elementwise = False
+    moments = False
 
     def __init__(
         self,

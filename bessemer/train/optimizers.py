@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from bessemer.core.errors import RecipeError, TrainingError
 from bessemer.core.hooks import when_accumulated
 from bessemer.core.progress import Progress
 from bessemer.core.registry import Choice
+from bessemer.models.reparameterized import Counting
 from bessemer.models.transfer import parameter_scales, stacked_parts
 from bessemer.optim._probe import Probe
 from bessemer.optim.around._around import Around
@@ -183,7 +185,23 @@ def build(model: torch.nn.Module, choices: list[Choice], roles: Mapping[str, str
                 mend=f"roles here are {', '.join(sorted(set(roles.values())))}",
             )
     moving = [_construct(model, choice, claimed[number], roles) for number, choice in enumerate(choices) if claimed[number]]
+    _check_zeroed(model, moving)
     return Optimizers(moving, _around(model, around, roles, moving))
+
+
+def _check_zeroed(model: torch.nn.Module, moving: list[torch.optim.Optimizer]) -> None:
+    """Refuses layers that change single numbers of the optimizer's state beside one that has none."""
+    found = {p: type(m).__name__ for m in model.modules() if isinstance(m, Counting) and m.zeroes for p in m.parameters(recurse=False)}
+    for optimizer in moving:
+        if getattr(optimizer, "moments", True) and getattr(optimizer, "states", "full") == "full":
+            continue
+        for parameter in itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups):
+            if parameter in found:
+                raise RecipeError(
+                    f"{found[parameter]} begins parts of the optimizer's state anew, and that of {type(optimizer).__name__} has no such parts",
+                    key="optim",
+                    mend='an elementwise optimizer with states = "full", such as adamw',
+                )
 
 
 def _spare(model: torch.nn.Module, choice: Choice, roles: Mapping[str, str]) -> bool:

@@ -45,7 +45,7 @@ class ReLoRAMatrix(LowRank, Counting):
     def __init__(self, weight: Tensor, place: Place, *, rank: int | Auto, alpha: float | Auto, every: int, prune: float) -> None:
         own = rank_of(weight, rank)
         super().__init__(weight, place, own, 1.0 if alpha == "auto" else alpha / own)
-        self.every, self.prune = every, prune
+        self.every, self.prune, self.zeroes = every, prune, prune < 1.0
 
     def act(self, progress: Progress, optimizers: Optimizers) -> None:
         """Restarts when it is due."""

@@ -43,6 +43,7 @@ def sparse_spectral(
 class SpectralMatrix(Counting):
     """left diag(values) right + rest: the first `rank` values belong to the vectors that train, the others to those held."""
 
+    zeroes = True
     values: Tensor
     left: Tensor
     right: Tensor

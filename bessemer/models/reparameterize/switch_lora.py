@@ -49,6 +49,7 @@ def switch_lora(
 class SwitchLoRAMatrix(LowRank, Counting):
     """base + scale x left right, with spare columns and rows, and counts of updates for which each is held still."""
 
+    zeroes = True
     spare_left: Tensor
     spare_right: Tensor
     still_left: Tensor

@@ -132,3 +132,12 @@ def test_bad_options_are_refused_in_words(made, capsys, adapt, word):
     assert status == 2
     assert word in capsys.readouterr().err
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("adapt", ["relora", "switch_lora", "sparse_spectral"])
+@pytest.mark.parametrize("optim", ['{ name = "galore" }', '{ name = "lion", states = "8bit" }', '{ name = "schedule_free_adamw" }'])
+def test_state_that_is_no_moments_of_single_numbers_is_refused_before_the_first_step(made, capsys, adapt, optim):
+    status, folder = run(made, "zeroed", steps=2, adapt=f'"{adapt}"', optim=f"[{optim}]")
+    assert status == 2
+    assert "begins parts of the optimizer's state anew" in capsys.readouterr().err
+    assert not folder.exists()
