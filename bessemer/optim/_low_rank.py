@@ -30,7 +30,7 @@ class LowRank(Rule):
     """
 
     elementwise = False
-    moments = False
+    per_number = False
 
     def __init__(
         self,

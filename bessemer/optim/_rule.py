@@ -42,7 +42,7 @@ class Rule(torch.optim.Optimizer):
     Attributes:
         transfer: how the best learning rate moves with width and depth (models/transfer.py).
         apart: whether parameters may be updated one at a time, as inside the backward pass.
-        moments: whether all state, where it isn't quantised, is moments of a parameter's single numbers, any of which may be begun anew.
+        per_number: whether all state, where it isn't quantised, is moments of a parameter's single numbers, any of which may be begun anew.
         elementwise: whether a parameter's parts may be updated apart, so that a sharded one needs no communication.
         states: how elementwise state is held.
         products: what float32 matrices are multiplied in.
@@ -51,7 +51,7 @@ class Rule(torch.optim.Optimizer):
     transfer: ClassVar[Literal["adam", "orthogonal", "relative"]] = "adam"
     apart: ClassVar[bool] = True
     elementwise: ClassVar[bool] = True
-    moments: ClassVar[bool] = True
+    per_number: ClassVar[bool] = True
     products: Products = "float32"
 
     def __init__(self, params: Any, lr: float, weight_decay: float, states: States = "full") -> None:

@@ -30,7 +30,7 @@ class Adafactor(Rule):
     """
 
     elementwise = False
-    moments = False
+    per_number = False
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ class ScheduleFreeAdamW(Rule):
     """
 
     apart = False
-    moments = False
+    per_number = False
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ class Shampoo(Rule):
 
     transfer = "orthogonal"
     elementwise = False
-    moments = False
+    per_number = False
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ class Soap(Rule):
     """
 
     elementwise = False
-    moments = False
+    per_number = False
 
     def __init__(
         self,

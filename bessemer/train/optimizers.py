@@ -193,7 +193,7 @@ def _check_zeroed(model: torch.nn.Module, moving: list[torch.optim.Optimizer]) -
     """Refuses layers that change single numbers of the optimizer's state beside one that has none."""
     found = {p: type(m).__name__ for m in model.modules() if isinstance(m, Counting) and m.zeroes for p in m.parameters(recurse=False)}
     for optimizer in moving:
-        if getattr(optimizer, "moments", True) and getattr(optimizer, "states", "full") == "full":
+        if getattr(optimizer, "per_number", True) and getattr(optimizer, "states", "full") == "full":
             continue
         for parameter in itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups):
             if parameter in found:
