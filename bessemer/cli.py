@@ -97,7 +97,7 @@ class Parser(argparse.ArgumentParser):
 
 def _run(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
     parser.add_argument("recipe", help="a TOML file or the name of a shipped recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.model.depth=8")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="for example train.model.depth=8")
     parser.add_argument("--smoke", action="store_true", help="every stage at its smallest, under a minute")
     parser.add_argument("--dry-run", action="store_true", help="start nothing; tell what each rank would hold and send")
     parser.add_argument("--ranks", type=int, metavar="N", help="of the dry run; the data axis takes what the recipe's mesh leaves open")
@@ -132,7 +132,7 @@ def _run(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
 
 def _launch(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
     parser.add_argument("recipe", help="a TOML file or the name of a shipped recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for run")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="as for run")
     parser.add_argument("--slurm", action="store_true", help="a script for sbatch")
     parser.add_argument("--kubernetes", action="store_true", help="a manifest for kubectl apply")
     parser.add_argument("--per-node", type=int, default=8, metavar="N", help="ranks, and accelerators, on each machine")
@@ -155,7 +155,7 @@ def _launch(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
 
 def _compare(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
     parser.add_argument("recipe", help="a TOML file or the name of a shipped recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="the same for every variant")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="the same for every variant")
     parser.add_argument("--vary", action="append", default=[], metavar="key=a,b,c", help="every combination is trained; may be given again")
     parser.add_argument("--budget", metavar="tokens=2M|steps=N|seconds=60|flops=1P|memory=2G", help="what each training may spend, and take")
     parser.add_argument("--tune", action="append", default=[], metavar="key=N|key=a,b", help="find each variant's own value, inside the same total")
@@ -209,7 +209,7 @@ def _generate(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int
 
 def _evaluate(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
     parser.add_argument("model", help="a run's or a model's folder, ours or Hugging Face's")
-    parser.add_argument("tasks", nargs="*", metavar="task", help="names, and options as task.key=value; bits_per_byte if none is given")
+    parser.add_argument("tasks", nargs="*", default=[], metavar="task", help="names, and options as task.key=value; bits_per_byte if none is given")
     parser.add_argument("--data", metavar="FOLDER", help="tokens with held-out documents; those of the model's run if not given")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.read(argv)
