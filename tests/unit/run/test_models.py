@@ -60,3 +60,15 @@ def test_the_examples_of_the_models_run_are_measured(runs, capsys):
     (runs / "one/run.json").write_text('{"recipe": "one"}')
     assert main(["evaluate", "one", "linear_probe", "--quiet"]) == 2
     assert "the model has no adapter" in capsys.readouterr().err
+
+
+def test_a_model_is_told_to_be_an_earlier_trainings(runs, capsys):
+    told = "one/train is an earlier training's model"
+    commands = (["generate", "one", "--prompt", "a", "--max-tokens", "1"], ["evaluate", "one"], ["export", "one", "--out", "exported"])
+    for command in commands:
+        assert main([*command, "--quiet"]) == 0
+        assert told not in capsys.readouterr().err
+    (runs / "one/.train.12345678.partial").mkdir()
+    for command in commands:
+        assert main([*command, "--quiet"]) == 0
+        assert told in capsys.readouterr().err
