@@ -12,7 +12,7 @@ from bessemer.run import report_page as html
 from bessemer.run import report_plots, toml
 from bessemer.run.observe import duration, number
 from bessemer.run.report_data import Curve, RunData, StageData, gather
-from bessemer.train.hooks.conflict import cells
+from bessemer.train.hooks.conflict import absent, cells
 
 PAGE = "report.html"
 
@@ -121,6 +121,7 @@ def _training(curve: Curve, pictures: dict[str, bytes], several: bool) -> list[s
         last = curve.conflicts[-1]
         body += [f"<h3>Tasks at step {number(last['step'])}, and the cosines between their gradients</h3>"]
         body += [html.table(*cells(last["conflict"]), numeric=range(1, 99))]
+        body += [f"<p>{html.escape(text)}</p>" for text in absent(last["conflict"])]
     if curve.events:
         rows = [(number(e["step"]), e["guard"], e.get("reason", ""), ", ".join(map(str, e.get("samples", [])[:12]))) for e in curve.events[-20:]]
         body += [f"<h3>What the guard did ({len(curve.events)} times)</h3>", html.table(["step", "did", "because", "samples"], rows, numeric=[0])]

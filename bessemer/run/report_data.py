@@ -177,6 +177,7 @@ def read_metrics(stage: str, file: Path) -> Curve:
             ("sample", curve.samples),
             ("guard", curve.events),
             ("mix", curve.mixes),
+            ("conflict", curve.conflicts),
             ("loss", curve.steps),
         ):
             if key in line:
