@@ -97,7 +97,7 @@ class Parser(argparse.ArgumentParser):
 
 def _run(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
     parser.add_argument("recipe", help="a TOML file or the name of a shipped recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.model.depth=8")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="for example train.model.depth=8")
     parser.add_argument("--smoke", action="store_true", help="every stage at its smallest, under a minute")
     parser.add_argument("--dry-run", action="store_true", help="start nothing; tell what each rank would hold and send")
     parser.add_argument("--ranks", type=int, metavar="N", help="of the dry run; the data axis takes what the recipe's mesh leaves open")
@@ -132,7 +132,7 @@ def _run(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
 
 def _launch(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
     parser.add_argument("recipe", help="a TOML file or the name of a shipped recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for run")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="as for run")
     parser.add_argument("--slurm", action="store_true", help="a script for sbatch")
     parser.add_argument("--kubernetes", action="store_true", help="a manifest for kubectl apply")
     parser.add_argument("--per-node", type=int, default=8, metavar="N", help="ranks, and accelerators, on each machine")
@@ -155,7 +155,7 @@ def _launch(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
 
 def _compare(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
     parser.add_argument("recipe", help="a TOML file or the name of a shipped recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="the same for every variant")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="the same for every variant")
     parser.add_argument("--vary", action="append", default=[], metavar="key=a,b,c", help="every combination is trained; may be given again")
     parser.add_argument("--budget", metavar="tokens=2M|steps=N|seconds=60|flops=1P|memory=2G", help="what each training may spend, and take")
     parser.add_argument("--tune", action="append", default=[], metavar="key=N|key=a,b", help="find each variant's own value, inside the same total")
@@ -194,7 +194,7 @@ def _generate(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int
     if args.number < 1:
         raise BessemerError(f"{args.number} texts can't be written", key="--number", mend="give 1 or more")
     given = [_check_text("--prompt", text) for text in args.prompt] if args.prompt else [_piped()]
-    model, tokenizer = open_model(args.model, args.tokenizer)
+    model, tokenizer = open_model(_model_in(args.model), args.tokenizer)
     options = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name, *_ in SAMPLING} | {"stop": args.stop, "trim": args.trim}
     written = writing.write(
         model, tokenizer, [prompt for prompt in given for _ in range(args.number)], options, live=not (args.json or args.quiet or args.out)
@@ -209,19 +209,19 @@ def _generate(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int
 
 def _evaluate(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
     parser.add_argument("model", help="a run's or a model's folder, ours or Hugging Face's")
-    parser.add_argument("tasks", nargs="*", metavar="task", help="names, and options as task.key=value; bits_per_byte if none is given")
+    parser.add_argument("tasks", nargs="*", default=[], metavar="task", help="names, and options as task.key=value; bits_per_byte if none is given")
     parser.add_argument("--data", metavar="FOLDER", help="tokens with held-out documents; those of the model's run if not given")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.read(argv)
-    from bessemer.models.package import locate
     from bessemer.run import models, observe
 
     chosen = models.tasks(args.tasks)
+    place = _model_in(args.model)
     watch = observe.watch_for(["evaluate"], args.quiet)
     watch.begin("evaluate")
     try:
         figures = models.evaluate(
-            locate(args.model), chosen, Path(args.data) if args.data else None, args.seed,
+            place, chosen, Path(args.data) if args.data else None, args.seed,
             lambda done, total, unit: watch.progress("evaluate", done, total, unit, {}),
         )  # fmt: skip
     finally:
@@ -239,10 +239,10 @@ def _export(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
     parser.add_argument("--architecture", help="llama, qwen3, ...; by default the one whose shape the model has")
     args = parser.read(argv)
     from bessemer.models import hugging_face
-    from bessemer.models.package import Model, locate
+    from bessemer.models.package import Model
     from bessemer.models.weights import as_dtype
 
-    place = locate(args.model)
+    place = _model_in(args.model)
     out = Path(args.out) if args.out else place.with_name(place.name + "-export")
     found = hugging_face.export(Model.open(place), out, dtype=as_dtype(args.dtype), architecture=args.architecture)
     _say(args, found | {"folder": str(out)}, f"{found['architecture']} in {out}; AutoModelForCausalLM.from_pretrained({str(out)!r}) loads it")
@@ -304,6 +304,17 @@ def _doctor(parser: Parser, argv: list[str], shape: argparse.Namespace) -> int:
     _save(args.out, value)
     _say(args, value, doctor.text(found))
     return 0
+
+
+def _model_in(word: str) -> Path:
+    """The folder of the model that a run's or a model's folder stands for; says so where a newer one is being made."""
+    from bessemer.models.package import locate
+    from bessemer.run.folder import unfinished
+
+    place = locate(word)
+    if unfinished(place):
+        print(f"bessemer: {place} is an earlier training's model; the newest training isn't finished, and the run's command goes on", file=sys.stderr)
+    return place
 
 
 def _piped() -> str:

@@ -56,7 +56,7 @@ class Artifact:
             raise ArtifactError("there is no such folder", file=folder)
         if not (folder / MANIFEST).is_file():
             raise ArtifactError(
-                f"has no {MANIFEST}, so it is no finished artifact", file=folder, mend="name the folder of a stage, such as runs/demo/tokens"
+                f"has no {MANIFEST}, so it is no finished artifact", file=folder, mend="name the folder of a stage, such as runs/demo/tokenize"
             )
         manifest = files.read_json(folder / MANIFEST)
         for key, type_ in KEYS.items():
@@ -65,7 +65,8 @@ class Artifact:
         if manifest["format"] != FORMAT:
             raise ArtifactError(f"is of format {manifest['format']}, and this version reads {FORMAT}", file=folder / MANIFEST, key="format")
         if cls.kind not in ("artifact", manifest["kind"]):
-            raise ArtifactError(f"holds a {manifest['kind']} where a {cls.kind} is wanted", file=folder, key="kind")
+            problem = f"holds {_some(manifest['kind'])} where {_some(cls.kind)} {'are' if _many(cls.kind) else 'is'} wanted"
+            raise ArtifactError(problem, file=folder, key="kind", mend=_beside(folder, cls.kind))
         _check_files(folder, manifest["files"], verify)
         return cls(folder, manifest)
 
@@ -142,8 +143,26 @@ def made_by() -> dict[str, str]:
     return found | {"command": " ".join(sys.argv)}
 
 
+def _many(kind: str) -> bool:
+    return kind.endswith("s")
+
+
+def _some(kind: str) -> str:
+    """The kind with its article, if it takes one."""
+    return kind if _many(kind) else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+def _beside(folder: Path, kind: str) -> str | None:
+    """A mend that names the artifact of the right kind which stands in the same run."""
+    try:
+        found = newest(folder.parent, kind)
+    except ArtifactError:  # a torn neighbour is not what was asked about
+        found = None
+    return f"the run has {_some(kind)} in {found}" if found else None
+
+
 def _check_files(folder: Path, listed: dict[str, dict[str, Any]], verify: bool) -> None:
-    again = "delete the folder and give the same command again to make it anew"
+    again = f"delete the folder {folder} and give the command that made it again, to make it anew"
     for name, entry in listed.items():
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts or not isinstance(entry, dict) or not {"bytes", "xxh3"} <= entry.keys():

@@ -31,7 +31,11 @@ def store_of(subject: Subject, name: str | None, task: str) -> Examples:
         return found[name]
     if name is None and len(found) == 1:
         return next(iter(found.values()))
-    mend = neighbours(name or "", found) if found else 'add a stage before: do = "collect_examples"'
+    mend = (
+        neighbours(name or "", found)
+        if found
+        else 'examples come from a stage do = "collect_examples", before in the recipe or in the run that is measured'
+    )
     problem = f"there are no examples called '{name}'" if name else f"there are {len(found)} example stores and one is wanted"
     raise DataError(problem, key=f"{task}.examples", mend=mend)
 

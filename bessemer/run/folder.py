@@ -28,6 +28,11 @@ def partial(place: Path, key: str) -> Path:
     return place.with_name(f".{place.name}.{key[:8]}.partial")
 
 
+def unfinished(place: Path) -> bool:
+    """Whether the stage whose artifact stands at `place` has begun to make another."""
+    return any(place.parent.glob(f".{place.name}.*.partial"))
+
+
 @contextmanager
 def claim(folder: Path, owner: dict[str, Any]) -> Iterator[None]:
     """Holds the folder for this process alone; makes it if need be.

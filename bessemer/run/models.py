@@ -11,9 +11,11 @@ from bessemer.core import files, registry
 from bessemer.core.artifact import MANIFEST, seal
 from bessemer.core.errors import ArtifactError, BessemerError, DataError, RecipeError
 from bessemer.core.work import Work
+from bessemer.run.folder import OWNER
 from bessemer.run.wiring import find_artifact
 
 if TYPE_CHECKING:
+    from bessemer.data.example_store import Examples
     from bessemer.data.tokenizer import Tokenizer
     from bessemer.data.tokens import Tokens
     from bessemer.evaluate.figure import Figure
@@ -27,10 +29,11 @@ def import_folder(source: Path, out: Path, dtype: str) -> dict[str, Any]:
     Raises:
         ArtifactError: `out` holds something, or the source can't be read.
     """
-    from bessemer.run.stages.import_model import import_model
+    from bessemer.run.stages.import_model import check_source, import_model
 
     if not source.is_dir():
         raise ArtifactError("there is no such folder", file=source)
+    check_source(source)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BessemerError("is not empty; nothing in it was touched", file=out, mend="choose another folder with --out")
     with files.disk_errors(out):
@@ -94,7 +97,7 @@ def evaluate(folder: Path, chosen: list[registry.Choice], data: Path | None, see
     store = _store(folder, data)
     if store is not None:
         _check_tokenizer(store, tokenizer, folder)
-    subject = Subject(model, tokenizer, store, seed=seed, progress=progress)
+    subject = Subject(model, tokenizer, store, seed=seed, progress=progress, examples=_examples(folder))
     return measure(subject, chosen)
 
 
@@ -108,6 +111,19 @@ def _check_tokenizer(store: Tokens, tokenizer: Tokenizer, folder: Path) -> None:
         if not (folder / MANIFEST).is_file():  # another's format, which only import_model reads
             mend = f"bessemer import {folder}, and evaluate what that makes"
         raise DataError(error.problem, file=error.file, mend=mend) from None
+
+
+def _examples(folder: Path) -> list[Examples]:
+    """The example stores of the run that the model is in, as its own evaluation has them."""
+    from bessemer.data.example_store import Examples
+
+    run = folder.resolve().parent
+    places = sorted(file.parent for file in run.glob(f"*/{MANIFEST}")) if (run / OWNER).is_file() else []
+    return [
+        Examples.open(place, verify=False)
+        for place in places
+        if not place.name.startswith(".") and files.read_json(place / MANIFEST)["kind"] == Examples.kind
+    ]
 
 
 def _store(folder: Path, data: Path | None) -> Tokens | None:

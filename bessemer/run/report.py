@@ -12,7 +12,7 @@ from bessemer.run import report_page as html
 from bessemer.run import report_plots, toml
 from bessemer.run.observe import duration, number
 from bessemer.run.report_data import Curve, RunData, StageData, gather
-from bessemer.train.hooks.conflict import cells
+from bessemer.train.hooks.conflict import absent, cells
 
 PAGE = "report.html"
 
@@ -121,6 +121,7 @@ def _training(curve: Curve, pictures: dict[str, bytes], several: bool) -> list[s
         last = curve.conflicts[-1]
         body += [f"<h3>Tasks at step {number(last['step'])}, and the cosines between their gradients</h3>"]
         body += [html.table(*cells(last["conflict"]), numeric=range(1, 99))]
+        body += [f"<p>{html.escape(text)}</p>" for text in absent(last["conflict"])]
     if curve.events:
         rows = [(number(e["step"]), e["guard"], e.get("reason", ""), ", ".join(map(str, e.get("samples", [])[:12]))) for e in curve.events[-20:]]
         body += [f"<h3>What the guard did ({len(curve.events)} times)</h3>", html.table(["step", "did", "because", "samples"], rows, numeric=[0])]
@@ -132,12 +133,16 @@ def _evaluation(data: RunData) -> list[str]:
     body = []
     for stage in data.stages:
         if stage.manifest and stage.manifest["kind"] == "evaluation":
-            body.append(_figures(stage))
+            body += [*_earlier(stage), _figures(stage)]
     if not body:
         for curve in data.curves:
             if curve.evaluations:
                 body.append(html.facts(curve.evaluations[-1]["evaluation"]))
     return ["<h2>Evaluation</h2>", *body] if body else []
+
+
+def _earlier(stage: StageData) -> list[str]:
+    return [f"<p>{html.escape(html.words(stage.name))} is of what the run made before; the same command makes it again.</p>"] if stage.stale else []
 
 
 def _figures(stage: StageData) -> str:
@@ -154,16 +159,17 @@ def _figures(stage: StageData) -> str:
 
 
 def _samples(data: RunData) -> list[str]:
-    pieces = []
+    pieces, earlier = [], []
     for stage in data.stages:
         if stage.folder and (stage.folder / "samples.json").is_file():
             content = files.read_json(stage.folder / "samples.json")
+            earlier += _earlier(stage)
             pieces += [sample for sample in (content.get("samples", []) if isinstance(content, dict) else content) if isinstance(sample, dict)]
     if not pieces:
         pieces = [dict(line["sample"], at=line["step"]) for curve in data.curves for line in curve.samples[-4:]]
     if not pieces:
         return []
-    return ["<h2>Samples</h2>", *(_sample(piece) for piece in pieces[:12])]
+    return ["<h2>Samples</h2>", *earlier, *(_sample(piece) for piece in pieces[:12])]
 
 
 def _sample(piece: dict[str, Any]) -> str:
@@ -202,7 +208,7 @@ def _provenance(data: RunData) -> list[str]:
                 _short(stage),
                 _parents(stage),
                 f"{size / 1e6:,.1f} MB" if manifest else "",
-                duration(stage.seconds) if manifest else stage.state,
+                duration(stage.seconds) if manifest and not stage.stale else stage.state,
             )
         )
     body = ["<h2>Artifacts and versions</h2>", html.table(["stage", "kind", "hash", "from", "size", "time"], rows, numeric=[4, 5])]

@@ -23,16 +23,21 @@ PASSES = "forward_backward"
 
 @dataclass
 class StageData:
-    """One stage of the run: its manifest once it is done, and the folder it stands in or works in."""
+    """One stage of the run: its manifest once it is done, and the folder it stands in or works in.
+
+    Attributes:
+        stale: it was made from what is being made again, or was, since: the run's command will make it again too.
+    """
 
     name: str
     do: str
     folder: Path | None = None
     manifest: dict[str, Any] | None = None
+    stale: bool = False
 
     @property
     def state(self) -> str:
-        return "done" if self.manifest else "begun" if self.folder else "to come"
+        return "stale" if self.stale else "done" if self.manifest else "begun" if self.folder else "to come"
 
     @property
     def info(self) -> dict[str, Any]:
@@ -128,7 +133,7 @@ class RunData:
 
     @property
     def done(self) -> bool:
-        return all(stage.manifest or stage.do == "report" for stage in self.stages)
+        return all((stage.manifest and not stage.stale) or stage.do == "report" for stage in self.stages)
 
     def made_by(self) -> dict[str, str]:
         """The versions the newest finished stage was made with."""
@@ -150,6 +155,7 @@ def gather(folder: Path) -> RunData:
     if not isinstance(recipe, dict) or not isinstance(recipe.get("stage"), list):
         raise ArtifactError("doesn't hold a resolved recipe", file=folder / RECIPE)
     stages = [_stage(folder, str(table["name"]), str(table["do"])) for table in recipe["stage"]]
+    _mark_stale(stages)
     curves = [read_metrics(stage.name, stage.folder / METRICS) for stage in stages if stage.folder and (stage.folder / METRICS).is_file()]
     return RunData(folder, recipe, owner, stages, curves, _going(folder))
 
@@ -171,6 +177,7 @@ def read_metrics(stage: str, file: Path) -> Curve:
             ("sample", curve.samples),
             ("guard", curve.events),
             ("mix", curve.mixes),
+            ("conflict", curve.conflicts),
             ("loss", curve.steps),
         ):
             if key in line:
@@ -206,6 +213,16 @@ def _stage(folder: Path, name: str, do: str) -> StageData:
     if (place / MANIFEST).is_file():
         return StageData(name, do, place, files.read_json(place / MANIFEST))
     return StageData(name, do)
+
+
+def _mark_stale(stages: list[StageData]) -> None:
+    """A stage is stale where a parent is unfinished, is stale itself, or is another than the one it was made from."""
+    before: dict[str, StageData] = {}
+    for stage in stages:
+        made_from = stage.manifest["parents"] if stage.manifest else {}
+        parents = [(before[name], was) for name, was in made_from.items() if name in before]
+        stage.stale = any(parent.stale or parent.manifest is None or parent.manifest["hash"] != was for parent, was in parents)
+        before[stage.name] = stage
 
 
 def _going(folder: Path) -> bool:

@@ -194,7 +194,7 @@ DAMAGE = {
     "manifest empty": (lambda p: os.truncate(p / MANIFEST, 0), "is not whole JSON"),
     "manifest binary": (lambda p: (p / MANIFEST).write_bytes(b"\x80\xff\x00"), "can't be read"),
     "manifest missing": (lambda p: (p / MANIFEST).unlink(), "has no manifest.json"),
-    "another kind": (lambda p: edit(p / MANIFEST, kind="tokens"), "holds a tokens where a checkpoint is wanted"),
+    "another kind": (lambda p: edit(p / MANIFEST, kind="tokens"), "holds tokens where a checkpoint is wanted"),
     "another format": (lambda p: edit(p / MANIFEST, format=99), "is of format 99"),
     "a list for a manifest": (lambda p: (p / MANIFEST).write_text("[]"), "is not a bessemer manifest"),
     "no tensors in the index": (lambda p: reseal(p, dict.clear), "is not the index of a checkpoint"),

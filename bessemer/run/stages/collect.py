@@ -64,8 +64,9 @@ def collect(
         skipped.update(result["skipped"])
         for reason, places in result["skipped_where"].items():
             where[reason] = (where.get(reason, []) + places)[:5]
-    told = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common(4))
+    told = ", ".join(f"{count} {reason}: {', '.join(where[reason])}" for reason, count in skipped.most_common(4))
     problem = f"the sources hold no document{f' ({told})' if told else ''}"
-    work.info.update(assemble(work.out, results, problem, "look at what the sources name"))
+    mend = 'say how the files are written, for example encoding = "latin-1"' if "mis-encoded" in skipped else "look at what the sources name"
+    work.info.update(assemble(work.out, results, problem, mend))
     work.info.update(skipped=dict(sorted(skipped.items())), skipped_where=where)
     return None  # type: ignore[return-value]  # the runner seals and opens it

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class Conflict:
     """Writes, for each task, its loss, its share of compute, its gradient's length and the cosines to the others' on the weights they share.
 
+    A task without a row in the step's batch, as happens where batches are small, has no gradient: it is named as absent.
     Each time it takes every task's gradient of the step's batches once more, so it costs about a step.
 
     Args:
@@ -58,10 +59,11 @@ class Conflict:
             "cosine": {a.task: {b.task: round(cosine(a, b, names), 4) for b in found} for a in found},
             "loss": {each.task: each.loss for each in found},
             "gradient_norm": {each.task: each.norm() for each in found},
+            "absent": [task for task in self.run.engine.objectives if task not in tasks],
             "compute": {task: round(span / sum(spans), 4) for task, span in zip(tasks, spans, strict=True)},
         }
         self.run.metrics.write({"step": report.progress.step, "conflict": line, "time": {"conflict": sum(spans)}})
-        if len(tasks) > 1:
+        if len(self.run.engine.objectives) > 1:
             self.run.work.note(table(line))
 
     def close(self) -> None:
@@ -86,8 +88,15 @@ def table(line: dict[str, Any]) -> str:
         [
             "tasks and the cosines between their gradients",
             *("  ".join(f"{cell:>{width}}" for cell, width in zip(row, wide, strict=True)) for row in [head, *rows]),
+            *absent(line),
         ]
     )
+
+
+def absent(line: dict[str, Any]) -> list[str]:
+    """A sentence that names the tasks the table leaves out, and why; none where it leaves out none."""
+    names = line.get("absent")
+    return [f"without {', '.join(names)}: no row in this step's batch"] if names else []
 
 
 def cells(line: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -44,7 +44,7 @@ def test_sealing_twice_changes_nothing(tmp_path):
 
 def test_another_kind_is_refused(tmp_path):
     made(tmp_path / "x")
-    with pytest.raises(ArtifactError, match="holds a thing where a other is wanted"):
+    with pytest.raises(ArtifactError, match="holds a thing where an other is wanted"):
         Other.open(tmp_path / "x")
 
 

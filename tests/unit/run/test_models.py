@@ -8,8 +8,11 @@ import pytest
 
 from bessemer.cli import main
 from bessemer.core.artifact import seal
+from bessemer.core.registry import choose
+from bessemer.core.work import Work
 from bessemer.data.store import write_store
 from bessemer.models.package import save_model
+from bessemer.run.stages.collect_examples import collect_examples
 from tests.corpus import corpus
 from tests.unit.serve.toy import byte_tokenizer, tiny
 
@@ -43,3 +46,29 @@ def test_tokens_of_another_tokenizer_are_not_measured_and_the_mend_measures_thei
         '[[stage]]\ndo = "evaluate"\ninputs = { model = "one/train" }\n'
     )
     assert main(["run", "r.toml", "--quiet"]) == 0
+
+
+def test_the_examples_of_the_models_run_are_measured(runs, capsys):
+    assert main(["evaluate", "one", "linear_probe", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "there are 0 example stores" in said
+    assert "in the run that is measured" in said
+    work = Work(runs / "one/pictures")
+    work.out.mkdir()
+    collect_examples(work, sources=[choose("data/examples", {"name": "scenes", "count": 8})])
+    seal(work.out, "examples", recipe={}, parents={}, info=work.info)
+    (runs / "one/run.json").write_text('{"recipe": "one"}')
+    assert main(["evaluate", "one", "linear_probe", "--quiet"]) == 2
+    assert "the model has no adapter" in capsys.readouterr().err
+
+
+def test_a_model_is_told_to_be_an_earlier_trainings(runs, capsys):
+    told = "one/train is an earlier training's model"
+    commands = (["generate", "one", "--prompt", "a", "--max-tokens", "1"], ["evaluate", "one"], ["export", "one", "--out", "exported"])
+    for command in commands:
+        assert main([*command, "--quiet"]) == 0
+        assert told not in capsys.readouterr().err
+    (runs / "one/.train.12345678.partial").mkdir()
+    for command in commands:
+        assert main([*command, "--quiet"]) == 0
+        assert told in capsys.readouterr().err

@@ -76,6 +76,24 @@ def test_a_going_run_has_a_report(here, capsys):
     assert "held-out bits per byte" in page
 
 
+def test_what_an_earlier_training_left_is_stale(here, capsys):
+    stages = [STAGES[0], STAGES[1], {"do": "run_toys.gather", "inputs": {"made": "train"}}, STAGES[2]]
+    recipe = {"name": "r", "stage": stages}
+    runner.run(recipes.read(recipe), Path("out"))
+    assert set(report.summary(report.gather(Path("out")))["stages"].values()) == {"done"}
+
+    class Stops(observe.Watch):
+        def begin(self, stage):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        runner.run(recipes.read(recipe, ["train.lr=0.5"]), Path("out"), watch=Stops())
+    told = report.summary(report.gather(Path("out")))
+    assert told["stages"] == {"write": "done", "train": "begun", "gather": "stale", "report": "stale"}
+    assert told["state"] != "finished"
+    assert ">stale<" in (report.write(Path("out"), Path("page"))).read_text()
+
+
 def test_a_run_that_has_only_begun(here):
     with pytest.raises(ZeroDivisionError):
         runner.run(recipes.read({"name": "r", "stage": [{"do": "run_toys.fault"}, *STAGES]}), Path("out"))

@@ -1,5 +1,6 @@
 """Joint runs through their recipe: resumed as if never stopped, packages that rebuild, spans, balance, and what is refused."""
 
+import html
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from bessemer import cli
 from bessemer.core.batch import Batch
 from bessemer.models.attach import objective_of
 from bessemer.models.families.decoder import Decoder
+from bessemer.run import report
 from bessemer.train.hooks.conflict import cells
 from tests.corpus import corpus, recipe
 
@@ -109,6 +111,16 @@ def test_later_training_keeps_what_earlier_tasks_learned(made):
     first, later = load_file(made / "stages/train/model.safetensors"), load_file(made / "stages/later/model.safetensors")
     assert torch.equal(first["tasks.pairs.scale.log"], later["tasks.pairs.scale.log"])
     assert not torch.equal(first["adapters.patches.project.weight"], later["adapters.patches.project.weight"])
+
+
+def test_tasks_without_a_row_in_the_step_are_named(made):
+    assert run(made, "absent", steps=1, hooks='["conflict"]') == 0
+    (written,) = [line["conflict"] for line in lines(made / "absent") if "conflict" in line]
+    assert written["absent"]
+    assert not set(written["absent"]) & set(written["cosine"])
+    told = f"without {', '.join(written['absent'])}: no row in this step's batch"
+    assert told in (made / "absent/log.txt").read_text()
+    assert told in html.unescape(report.write(made / "absent", made / "page").read_text())
 
 
 def test_each_way_of_balancing_trains(made):
