@@ -231,14 +231,7 @@ def run(
         examples=examples,
         tokenizer=tokenizer,
         schedules=schedule,
-        progress=Progress(
-            steps=spend.steps or 0,
-            horizon=spend.tokens or 0,
-            patience=spend.seconds or 0.0,
-            allowance=spend.flops or 0.0,
-            price=flops,
-            batch=spend.rows * spend.length,
-        ),
+        progress=_progress(spend, flops),
         length=spend.length,
         global_rows=spend.rows,
         micro_batch=spend.micro_batch,
@@ -251,6 +244,17 @@ def run(
         optimizer.update_in_backward(built.checkpoints.before_update)
     built.hooks = [Log(built), *(choice(built) for choice in hooks if world.first or not getattr(choice.target, "listens", False))]
     return built
+
+
+def _progress(spend: Budget, price: float) -> Progress:
+    """A run's beginning, with what will end it."""
+    ends: dict[str, Any] = {
+        "steps": spend.steps or 0,
+        "horizon": spend.tokens or 0,
+        "patience": spend.seconds or 0.0,
+        "allowance": spend.flops or 0.0,
+    }
+    return Progress(**ends, price=price, batch=spend.rows * spend.length)
 
 
 def check(work: Work, schedule: dict[str, Choice], around: list[Choice], clip: float | None, keep: int) -> None:

@@ -78,9 +78,8 @@ def train(
         steps: end after so many steps, or
         tokens: after so many tokens (`auto`: 20 for each parameter, if nothing else ends the run), or
         seconds: after so many seconds of training, or
-        flops: before the step that would go beyond so many floating point operations, whichever comes first. They are counted by the model's own
-            formula over all passes of tokens, those that a method asks for beside a step's own too; a forward pass alone is a third of one with its
-            backward pass. Products of the update rules themselves, such as Muon's and SOAP's, are left out, and so are measurements by hooks.
+        flops: before the step that would go beyond so many operations, by the model's own formula over all passes of tokens, whichever comes first;
+            a forward pass alone is a third, and what update rules multiply themselves, such as Muon and SOAP, is left out.
         clip: the longest gradient norm let through; inf for any.
         precision: `float32`, `bfloat16`, or `auto` for what is fastest here, which may be products of rounded factors (core/products.py).
         compile: compile each kind of block once.
