@@ -207,7 +207,9 @@ def flatten(error: pydantic.ValidationError, model: type[pydantic.BaseModel], ta
         elif detail["type"] in ("unknown_method", "kind", "choice"):
             faults.append(Fault((*at, *context.get("at", [])), detail["msg"], context.get("mend")))
         else:
-            faults.append(Fault(at, f"{detail['msg'][0].lower()}{detail['msg'][1:]}, and {detail['input']!r} is given"))
+            lone = detail["type"] == "list_type" and isinstance(detail["input"], str)
+            mend = f'write a list: ["{detail["input"]}"]' if lone else None
+            faults.append(Fault(at, f"{detail['msg'][0].lower()}{detail['msg'][1:]}, and {detail['input']!r} is given", mend))
     return sorted(faults, key=lambda fault: fault.problem == MISSING)  # a needed key misspelt is told as the unknown key it is
 
 

@@ -149,6 +149,7 @@ CASES = [
     Case("wrong type in a method", RUN, ["r.toml", "train.optim[0].floor", "'low'"], recipe=TRAIN + 'optim = [{name = "wsd", floor = "low"}]\n'),
     Case("a method is a number", RUN, ["r.toml", "train.optim[0]", "a name"], recipe=TRAIN + "optim = [3]\n"),
     Case("role is a number", RUN, ["r.toml", "train.optim[0].role"], recipe=TRAIN + 'optim = [{name = "wsd", role = 3}]\n'),
+    Case("a word where a list is wanted", ["run", "demo", 'collect.sources=[{name = "text", files = "x/*.md"}]'], ["collect.sources[0].files", 'write a list: ["x/*.md"]']),
     Case("a number out of range", ["run", "demo", 'train.optim=[{name = "adamw", lr = -1.0}]'], ["train.optim[0].lr", "-1.0"]),
     # wiring
     Case("needs what nothing makes", RUN, ["r.toml", "count.inputs", "text"], recipe='[[stage]]\ndo = "run_toys.count"\nname = "count"\n'),
