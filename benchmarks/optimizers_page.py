@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,16 +76,17 @@ def around() -> Iterator[str]:
 def workloads() -> Iterator[str]:
     """Losses of trainings at equal budgets, a table for each workload."""
     yield "\n## Trainings at equal budgets\n"
-    yield "Learning rates tuned by the same rule, three seeds; steps to the loss that tuned AdamW ends with, as a share of AdamW's steps."
+    yield "Learning rates tuned by the same rule, three seeds; steps to the loss that tuned AdamW, alone, ends with, as a share of AdamW's steps."
     for file in sorted((Path(__file__).parent / "workloads").glob("*.toml")):
         result = _result(f"workload_{file.stem}")
         yield f"\n### {file.stem}\n"
         if result is None:
             yield f"Not measured yet: `python benchmarks/workloads.py {file.stem}`."
             continue
-        rows = {name: row for name, row in result["figures"].items() if name != "best"}
-        whole = rows["adamw"]["steps"]
-        yield f"`{result['command']}`, {result['machine']}, {result['date']}\n"
+        rows = {name: row for name, row in result["figures"].items() if isinstance(row, dict) and name != "best"}
+        whole = rows[result["figures"].get("reference", "adamw")]["steps"]
+        said_of = tomllib.loads(file.read_text())
+        yield " ".join(filter(None, [f"`{result['command']}`, {result['machine']}, {result['date']}.", said_of["about"], said_of.get("note")])) + "\n"
         yield "| method | held-out loss | +- | of AdamW's steps | rate | state bytes | against the best |"
         yield "|---|---|---|---|---|---|---|"
         for name, row in sorted(rows.items(), key=lambda pair: pair[1]["final"] or float("inf")):
@@ -127,7 +129,7 @@ def plain() -> Iterator[str]:
         result = _result(f"workload_{name}")
         if result is None:
             continue
-        rows = {n: r for n, r in result["figures"].items() if n != "best"}
+        rows = {n: r for n, r in result["figures"].items() if isinstance(r, dict) and n != "best"}
         worse = [n for n, r in rows.items() if n != "adamw" and (r["final"] is None or r["final"] > rows["adamw"]["final"])]
         yield f"- {name}: ended above AdamW's loss, or not at all: {', '.join(sorted(worse)) or 'none'}."
     for result in filter(None, map(_result, MACHINES)):

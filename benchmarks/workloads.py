@@ -1,9 +1,9 @@
-"""Every optimizer on one workload: each tuned by the same rule inside the same total, several seeds, and what AdamW's final loss took.
+"""Every optimizer, or every method around one, on one workload: each tuned by the same rule inside the same total, several seeds, and what AdamW's final loss took.
 
 A workload is a file in benchmarks/workloads: a recipe, overrides, and a budget for each training. The rules are AlgoPerf's (Dahl et al.
 2023) where they fit: the target is what the reference, tuned AdamW, reaches at its end; a method's time to it is the median over seeds of the
-first held-out measure at or below it, and a method that most seeds never bring there has none. Matrices are moved by the method, the
-rest by AdamW. What is done stays done: the same command goes on, and methods can be added later.
+first held-out measure at or below it, and a method that most seeds never bring there has none. Matrices are moved by the method, or by AdamW
+with the method around it, the rest by AdamW. What is done stays done: the same command goes on, and methods can be added later.
 
 Within one schedule no method gets there much before the rates fall, which is the last fifth. So the best one is trained again in six tenths of
 AdamW's steps, its schedule ending there, and then in fewer for as long as the mean over seeds still reaches AdamW's final loss, or in more until it does.
@@ -25,7 +25,10 @@ from bessemer.run import compare_page, observe
 from bessemer.run.compare import compare
 
 FOLDER = Path(__file__).with_name("workloads")
-REFERENCE = "adamw"
+REFERENCE = {"optim": "adamw", "optim/around": "alone"}
+"""What the others are held against, by their kind."""
+NEEDED: dict[str, dict[str, Any]] = {"tract": {"match": "embed.weight"}}
+"""Options without a default."""
 SHARE = 0.6
 """Of the reference's steps, which the best method may take to the reference's final loss."""
 
@@ -39,15 +42,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two methods, one seed, two rates, a hundredth of the budget")
     asked = parser.parse_args()
     work = tomllib.loads((FOLDER / f"{asked.workload}.toml").read_text())
-    names = asked.only.split(",") if asked.only else work.get("methods") or registry.names("optim")
-    names = [REFERENCE, *(name for name in names if name != REFERENCE)]
+    kind = work.get("kind", "optim")
+    reference = REFERENCE[kind]
+    names = asked.only.split(",") if asked.only else work.get("methods") or registry.names(kind)
+    names = [reference, *(name for name in names if name != reference)]
     budget = work["budget"]
     if asked.quick:
-        names, asked.seeds, asked.tune, budget = ["adamw", "muon"], 1, 2, "tokens=40k"
+        names, asked.seeds, asked.tune, budget = names[:1] + names[-1:], 1, 2, "tokens=40k"
         work["overrides"].append("train.compile=false")  # compiling would take longer than the trainings
     table = compare(
         work["recipe"],
-        {"optim.name": names},
+        variants(kind, names),
         place(asked),
         budget=budget,
         seeds=asked.seeds,
@@ -56,22 +61,38 @@ def main() -> None:
         watch=observe.Lines(observe.to_stderr),
     )
     print(compare_page.text(table))
-    rows = {row["settings"]["optim.name"]: row for row in table["variants"]}
+    rows = {called(row["settings"]): row for row in table["variants"]}
     figures = {name: shown(row) for name, row in rows.items()}
-    whole = rows[REFERENCE]["steps"]
+    whole = rows[reference]["steps"]
     for name, row in rows.items():
         figures[name]["share_of_reference_steps"] = row["steps_to_target"] / whole if row["steps_to_target"] else None
-    best = next((name for name in rows if rows[name]["final"] is not None), REFERENCE)
-    finals = {} if best == REFERENCE else shortened(asked, work, best, rows[best]["tuned"], whole, rows[REFERENCE]["final"])
-    shares = [share for share, final in finals.items() if final <= rows[REFERENCE]["final"]]
+    best = next((name for name in rows if rows[name]["final"] is not None), reference)
+    finals = {} if best == reference else shortened(asked, work, best, rows[best]["tuned"], whole, rows[reference]["final"])
+    shares = [share for share, final in finals.items() if final <= rows[reference]["final"]]
     figures["best"] = {
         "name": best,
         "share_of_reference_steps": min(shares, default=1.0),
         "finals": {str(key): value for key, value in finals.items()},
     }
-    holds = min(shares, default=1.0) <= SHARE
-    methods = {name: {f"held_out_{asked.workload}": row["final"]} for name, row in rows.items()}
-    finish(f"workload_{asked.workload}", figures, {"share_of_reference_steps": SHARE}, holds, asked.quick, methods)
+    figures["reference"] = reference
+    targets = {"share_of_reference_steps": SHARE} if kind == "optim" else {}
+    holds = not targets or min(shares, default=1.0) <= SHARE
+    methods = {name: {f"held_out_{asked.workload}": row["final"]} for name, row in rows.items() if name in registry.names(kind)}
+    finish(f"workload_{asked.workload}", figures, targets, holds, asked.quick, methods)
+
+
+def variants(kind: str, names: list[str]) -> dict[str, list[Any]]:
+    """What `compare` is to vary."""
+    if kind == "optim":
+        return {"optim.name": names}
+    return {"around": [[] if name == REFERENCE[kind] else [{"name": name, **NEEDED.get(name, {})}] for name in names]}
+
+
+def called(settings: dict[str, Any]) -> str:
+    """The method of a variant."""
+    if "optim.name" in settings:
+        return str(settings["optim.name"])
+    return str(settings["around"][0]["name"]) if settings["around"] else REFERENCE["optim/around"]
 
 
 def shortened(asked: argparse.Namespace, work: dict[str, Any], name: str, tuned: dict[str, Any], steps: int, target: float) -> dict[float, float]:
@@ -81,7 +102,7 @@ def shortened(asked: argparse.Namespace, work: dict[str, Any], name: str, tuned:
     while 0.25 < share < 0.95:
         table = compare(
             work["recipe"],
-            {"optim.name": [name]} | {key: [value] for key, value in tuned.items()},
+            variants(work.get("kind", "optim"), [name]) | {key: [value] for key, value in tuned.items()},
             place(asked) / "shortened",
             budget=f"steps={max(1, round(share * steps))}",
             seeds=asked.seeds,
@@ -89,7 +110,7 @@ def shortened(asked: argparse.Namespace, work: dict[str, Any], name: str, tuned:
             watch=observe.Lines(observe.to_stderr),
         )
         found[share] = table["variants"][0]["final"]
-        print(f"{name} in {share:.1f} of {REFERENCE}'s steps: {found[share]:.4f}, target {target:.4f}", flush=True)
+        print(f"{name} in {share:.1f} of the reference's steps: {found[share]:.4f}, target {target:.4f}", flush=True)
         reached = found[share] <= target
         down = reached if share == SHARE else down
         if reached != down:
