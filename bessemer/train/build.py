@@ -90,6 +90,7 @@ def budget(
         RecipeError: a number is too small, the operations don't allow one step, the micro-batch does not divide the batch, or nothing ends the run.
     """
     _above_zero(work, steps=steps, tokens=tokens, seconds=seconds, flops=flops, batch=batch, micro_batch=micro_batch)
+    flops = None if flops == float("inf") else flops
     parameters = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
     parameters += sum(m.outputs * m.inputs for m in matrices(model))  # reparameterized ones count as what they stand for
     parameters += int(sum(m.active_weights() for m in mixtures(model).values()))

@@ -100,7 +100,7 @@ class Engine:
         self.layout.after_micro_batches()
         shares, terms = self._reduced([parts[number] for number in sorted(parts)], sums)
         counts = self._counted(counts)
-        self.count(totals["", "tokens"], backward=torch.is_grad_enabled())
+        self.count(totals["", "tokens"], backward=torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters))
         return Result(sum(shares), terms, int(totals["", "rows"]), int(totals["", "tokens"]), shares[: len(batches)], counts)
 
     def count(self, tokens: float, *, backward: bool) -> None:

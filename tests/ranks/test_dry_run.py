@@ -232,9 +232,9 @@ def test_what_layers_are_made_of_is_counted(capsys):
     [
         (["train.optim=[{name = 'galore'}]"], "needs whole tensors"),
         (["train.optim=[{name = 'lion', states = '8bit'}]"], "needs whole tensors"),
-        (["train.around=['con_adv']"], "needs whole tensors"),
+        (["train.around=['deep_zero']"], "needs whole tensors"),
         (["train.around=['qk_clip']"], "normalised"),
-        (["train.adapt='relora'", "train.around=['ema']"], "stand for something else"),
+        (["train.adapt='relora'", "train.around=['ema']", "train.parallel.shard='none'"], "stand for something else"),
     ],
 )
 def test_what_the_run_would_refuse_is_refused(capsys, asked, said):
