@@ -14,7 +14,7 @@ SPENT = ("tokens", "steps", "seconds", "flops")
 """What a training may spend."""
 LEAST = {"tokens": 1, "steps": 1, "seconds": 1.0, "flops": 1.0, "memory": 1.0}
 """Less than this is no budget, whatever is trained; a second, since a training's first step, which compiles, isn't timed."""
-SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}
+SUFFIXES = {"k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}
 
 
 @dataclass(frozen=True)

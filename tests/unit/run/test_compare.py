@@ -71,6 +71,7 @@ def test_variants_of_one_seed_share_their_noise(toy):
     ("text", "value"),
     [
         ("tokens=2M", ("tokens", 2_000_000, None)),
+        ("tokens=500K", ("tokens", 500_000, None)),
         ("seconds=1.5", ("seconds", 1.5, None)),
         ("steps=3k", ("steps", 3000, None)),
         ("flops=2.5P", ("flops", 2.5e15, None)),
