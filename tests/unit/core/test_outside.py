@@ -106,7 +106,14 @@ def test_a_module_that_is_nowhere_says_where_it_is_looked_for():
 
 
 def test_every_shipped_method_fits_its_own_contract():
+    misfits, tried = [], 0
     for kind in registry.kinds():
         contract = (registry.PACKAGE / kind / "__init__.py").read_text()
         for name in registry.names(kind):
-            registry.outside.check(name, registry.find(kind, name), kind, contract)
+            tried += 1
+            try:
+                registry.outside.check(name, registry.find(kind, name), kind, contract)
+            except RecipeError as error:
+                misfits.append((kind, name, error.problem))
+    assert tried > 100
+    assert misfits == []
