@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -25,6 +26,38 @@ DATA = ("replica", "shard")
 def local(value: Tensor) -> Tensor:
     """This rank's piece, or the tensor itself where it is whole."""
     return value._local_tensor if isinstance(value, DTensor) else value
+
+
+_groups: dict[tuple[int, ...], Any] = {}
+
+
+def group(mesh: DeviceMesh) -> Any:
+    """The process group of a mesh's ranks, in which they count by rank; they all ask for it together the first time."""
+    ranks = tuple(sorted(mesh.mesh.flatten().tolist()))
+    if ranks not in _groups:
+        _groups[ranks] = dist.new_group(list(ranks), use_local_synchronization=True)
+    return _groups[ranks]
+
+
+def norms(tensors: Sequence[Tensor], held: Sequence[Tensor] | None = None) -> Tensor:
+    """The tensors' norms, whole, in one row; all ranks of sharded ones call this together.
+
+    Args:
+        held: what of each this rank counts, if not all that it holds.
+    """
+    if not tensors:
+        return torch.zeros(0)
+    found = torch.stack(torch._foreach_norm([local(t) for t in tensors] if held is None else list(held)))
+    by_mesh: dict[DeviceMesh, list[int]] = {}
+    for number, value in enumerate(tensors):
+        if isinstance(value, DTensor) and pieces(value) > 1:
+            by_mesh.setdefault(value.device_mesh, []).append(number)
+    for mesh, which in by_mesh.items():
+        copies = torch.tensor([mesh.size() / pieces(tensors[n]) for n in which], dtype=torch.float64, device=found.device)
+        squares = found[which].double().square_().div_(copies)  # which in float32 a small number's would be none
+        dist.all_reduce(squares, group=group(mesh))
+        found[which] = squares.sqrt_().to(found.dtype)
+    return found
 
 
 def alike(piece: Tensor, value: Tensor) -> Tensor:
@@ -51,6 +84,32 @@ def rows_of(parts: Sequence[int], index: int, count: int) -> list[tuple[int, int
     return spans
 
 
+def matrices(value: Tensor, parts: Sequence[int] = ()) -> list[Tensor]:
+    """The matrices in a weight, as views [outputs, inputs]: itself, those stacked in it, those of each expert [experts, outputs, inputs].
+
+    The dimensions of a kernel after its first [outputs, inputs, height, width, ...] are all inputs; a vector is returned as it is. Of a weight
+    that lies on several ranks these are the pieces held here, empty ones for matrices that lie elsewhere altogether.
+
+    Args:
+        parts: rows of the matrices stacked in it, or in each expert's.
+    """
+    here = local(value)
+    if here.ndim < 2:
+        return [here]
+    rows = list(parts) or [value.shape[outputs(value)]]
+    flat = here if here.ndim == 3 else here[None] if here.ndim == 2 else here.view(1, here.shape[0], -1)
+    if not isinstance(value, DTensor):
+        return [part for matrix in flat for part in matrix.split_with_sizes(rows)]
+    at = value.device_mesh.get_coordinate()
+    assert at is not None
+    held = place(value, at, parts)
+    stack = torch.bucketize(held[outputs(value)], torch.tensor(rows).cumsum(0), right=True).bincount(minlength=len(rows)).tolist()
+    numbers, count = (held[0].tolist(), value.shape[0]) if value.ndim == 3 else ([0], 1)
+    experts = dict(zip(numbers, flat, strict=True))
+    none = [flat.new_empty(0, flat.shape[2])] * len(rows)
+    return [part for n in range(count) for part in (experts[n].split_with_sizes(stack) if n in experts else none)]
+
+
 def cut(value: Tensor, mesh: DeviceMesh, *dims: int | None, parts: Sequence[int] = ()) -> DTensor:
     """A DTensor of a tensor that every rank of a mesh holds whole: along each axis of the mesh cut along a dimension, or replicated (None).
 
@@ -61,7 +120,7 @@ def cut(value: Tensor, mesh: DeviceMesh, *dims: int | None, parts: Sequence[int]
     assert at is not None
     piece, placements = value, [Replicate() if dim is None else Shard(dim) for dim in dims]
     for index, count, dim in zip(at, mesh.shape, dims, strict=True):
-        if dim is not None and dim == _outputs(value) and len(parts) > 1:
+        if dim is not None and dim == outputs(value) and len(parts) > 1:
             piece = torch.cat([piece.narrow(dim, start, stop - start) for start, stop in rows_of(parts, index, count)], dim)
         elif dim is not None:
             size = -(-piece.shape[dim] // count)
@@ -70,9 +129,9 @@ def cut(value: Tensor, mesh: DeviceMesh, *dims: int | None, parts: Sequence[int]
     return DTensor.from_local(piece.contiguous(), mesh, placements, run_check=False, shape=value.shape, stride=value.stride())
 
 
-def _outputs(value: Tensor) -> int:
-    """The dimension of a weight's outputs, along which several matrices may be stacked: the last but one, or the only one."""
-    return max(0, value.ndim - 2)
+def outputs(value: Tensor) -> int:
+    """The dimension of a weight's outputs, along which several matrices may be stacked: after the experts, else the first."""
+    return 1 if value.ndim == 3 else 0
 
 
 def whole(value: Tensor, parts: Sequence[int] = ()) -> Tensor:
@@ -129,7 +188,7 @@ def place(value: DTensor, coordinate: Sequence[int], parts: Sequence[int] = ()) 
         if placement.is_replicate():
             continue
         dim, index, count = placement.dim, coordinate[axis], value.device_mesh.size(axis)
-        if names[axis] in TENSOR and dim == _outputs(value) and len(parts) > 1:
+        if names[axis] in TENSOR and dim == outputs(value) and len(parts) > 1:
             held[dim] = torch.cat([torch.arange(start, stop) for start, stop in rows_of(parts, index, count)])
         else:
             size = -(-len(held[dim]) // count)

@@ -15,7 +15,8 @@ from bessemer.core.products import Product, Scratch, fast, multiply
 from bessemer.core.registry import Auto
 from bessemer.optim import _fused
 from bessemer.optim._blocks import Packed, States, stored_bytes
-from bessemer.optim._rule import CHUNK, Group, Matrix, Products, Rule, gradients, matrices, shapes, sweep
+from bessemer.optim._matrices import Matrix, matrices, shapes
+from bessemer.optim._rule import CHUNK, Group, Products, Rule, gradients, sweep
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 TOGETHER = 1 << 20

@@ -1,4 +1,4 @@
-"""What the update rules of this room share: members with gradients, state by name, sweeps that stay in cache, matrices in a weight."""
+"""What the update rules of this room share: members with gradients, state by name, sweeps that stay in cache, whole tensors out of pieces."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from bessemer.core import device, products
+from bessemer.core import device, products, shards
 from bessemer.core.errors import BessemerError
 from bessemer.optim import _fused
 from bessemer.optim._blocks import Packed, States, held, stored_bytes, zeros
+from bessemer.optim._matrices import parts_of
+from bessemer.optim._owners import Owners, by_mesh
 
 CHUNK = 1 << 17
 """Numbers of a tensor updated at a time on a processor: what an update reads and writes of them stays in the second-level cache."""
-
-PIECE = 1 << 19
-"""Numbers of a matrix that one chain of products works on."""
 
 LARGEST = 2.0**64
 """The least norm whose square is no float32: 1.8e19."""
@@ -43,7 +42,8 @@ class Rule(torch.optim.Optimizer):
         transfer: how the best learning rate moves with width and depth (models/transfer.py).
         apart: whether parameters may be updated one at a time, as inside the backward pass.
         per_number: whether all state, where it isn't quantised, is moments of a parameter's single numbers, any of which may be begun anew.
-        elementwise: whether a parameter's parts may be updated apart, so that a sharded one needs no communication.
+        elementwise: whether ranks may update the pieces they hold; else one of them puts a parameter together, moves it and keeps its state.
+        gathers: whether it works so: nothing but the update needs the state.
         states: how elementwise state is held.
         products: what float32 matrices are multiplied in.
     """
@@ -51,6 +51,7 @@ class Rule(torch.optim.Optimizer):
     transfer: ClassVar[Literal["adam", "orthogonal", "relative"]] = "adam"
     apart: ClassVar[bool] = True
     elementwise: ClassVar[bool] = True
+    gathers: ClassVar[bool] = True
     per_number: ClassVar[bool] = True
     products: Products = "float32"
 
@@ -60,20 +61,76 @@ class Rule(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: Group) -> None:
         super().add_param_group(param_group)
-        shards = any(isinstance(p, DTensor) for p in self.param_groups[-1]["params"])
-        if shards and (not self.elementwise or self.states != "full"):
+        self.owners: list[Owners] | None = None
+        sharded = any(isinstance(p, DTensor) for p in self.param_groups[-1]["params"])
+        if sharded and self.whole and not self.gathers:
             raise BessemerError(
-                f"{type(self).__name__} needs whole tensors, and this run shards its parameters",
+                f"{type(self).__name__} with states in {self.states} needs whole tensors, and this run shards its parameters",
                 key="optim",
-                mend='parallel.shard = "none" and no mesh.tensor, or an elementwise optimizer with states = "full"',
+                mend='states = "full", or parallel.shard = "none" and no mesh.tensor',
             )
+
+    @property
+    def whole(self) -> bool:
+        """Whether it moves whole tensors: of a parameter that ranks hold pieces of one rank keeps all state."""
+        return not self.elementwise or self.states != "full"
+
+    def keeps(self, parameter: Tensor) -> bool:
+        """Whether state of a parameter lies on this rank; all ranks ask together the first time."""
+        if not self.whole or shards.pieces(parameter) == 1:
+            return True
+        return any(parameter in owners and owners.mine(parameter) for owners in self._owners())
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update from the gradients that are there."""
         with matrix_products(self.products):
             for group in self.param_groups:
-                self.advance(group, [p for p in group["params"] if p.grad is not None])
+                moving = [p for p in group["params"] if p.grad is not None]
+                if self.whole and any(isinstance(p, DTensor) for p in moving):
+                    copies = {p: (shards.local(p.detach()), shards.local(p.grad)) for p in moving if shards.pieces(p) == 1}
+                    self._advance_as(group, copies)
+                else:
+                    self.advance(group, moving)
+            for owners in self._owners() if self.whole else []:
+                self._advance_pieces(owners)
+
+    def _owners(self) -> list[Owners]:
+        if self.owners is None:
+            parts: dict[int, Sequence[int]] = {}
+            for group in self.param_groups:
+                parts |= parts_of(group)
+            members = by_mesh([p for group in self.param_groups for p in group["params"]])
+            self.owners = [Owners(lie, [parts[id(p)] for p in lie]) for lie in members]
+        return self.owners
+
+    def _advance_pieces(self, owners: Owners) -> None:
+        """Has each parameter put together by its owner, moved there and handed out again."""
+        members = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None and p in owners]
+
+        def move(whole: dict[int, list[Tensor]]) -> dict[int, Tensor]:
+            for group in self.param_groups:
+                self._advance_as(group, {members[n][1]: (w, g) for n, (w, g) in whole.items() if members[n][0] is group})
+            return {n: weight for n, (weight, _) in whole.items()}
+
+        found = [p for _, p in members]
+        if found:
+            here = [shards.local(p) for p in found]
+            torch._foreach_copy_(here, owners.apply(found, [here, [shards.local(p.grad) for p in found]], move))
+
+    def _advance_as(self, group: Group, whole: dict[Tensor, tuple[Tensor, Tensor]]) -> None:
+        """Advances parameters for which plain tensors stand in: (weight, gradient) of each."""
+        parts, members = parts_of(group), []
+        for parameter, (weight, gradient) in whole.items():
+            weight.grad = gradient
+            self.state[weight] = self.state[parameter]
+            members.append(weight)
+        self.advance({**group, "params": members, "parts": [parts[id(p)] for p in whole]}, members)
+        for parameter, (weight, _) in whole.items():
+            weight.grad = None
+            self.state.pop(weight, None)
+            if not self.state[parameter]:
+                del self.state[parameter]
 
     def advance(self, group: Group, members: list[Tensor]) -> None:
         """Has `update` move those whose gradient is finite."""
@@ -161,13 +218,7 @@ def not_finite(tensors: Sequence[Tensor]) -> list[bool]:
     sums = _fused.squares(tensors)
     if sums is not None:
         return [not whole < LARGEST**2 for whole in sums]
-    return [not norm < LARGEST for norm in norms(tensors).tolist()]
-
-
-def norms(tensors: Sequence[Tensor]) -> Tensor:
-    """The tensors' norms, whole, in one row; all ranks of sharded ones call this together."""
-    found = torch.stack(torch._foreach_norm(list(tensors)))
-    return found.full_tensor() if isinstance(found, DTensor) else found
+    return [not norm < LARGEST for norm in shards.norms(tensors).tolist()]
 
 
 def gradients(members: Iterable[Tensor]) -> list[Tensor]:
@@ -184,7 +235,7 @@ def sweep(update: Callable[..., None], *columns: Sequence[Tensor | Packed]) -> N
     """
     together: list[tuple[Any, ...]] = []
     count = 0
-    for row in (tuple(local(value) for value in row) for row in zip(*columns, strict=True)):
+    for row in (tuple(shards.local(value) for value in row) for row in zip(*columns, strict=True)):
         size = row[0].numel()
         if any(isinstance(value, Packed) for value in row) or (row[0].is_cpu and size > CHUNK):
             _in_chunks(update, row)
@@ -226,72 +277,3 @@ def _piece(value: Tensor | Packed, start: int, end: int, packed: bool) -> Tensor
         return value.decode(torch.empty(end - start, device=value.codes.device), start)
     piece = value.view(-1)[start:end]
     return piece.float() if packed else piece
-
-
-def local(value: Any) -> Any:
-    """This rank's part of a sharded tensor; anything else as it is."""
-    return value.to_local() if isinstance(value, DTensor) else value
-
-
-class Matrix:
-    """One matrix of a weight: [outputs, inputs], with its gradient and its own corner of the weight's state."""
-
-    def __init__(self, weight: Tensor, gradient: Tensor, state: dict[str, Any], number: int | None) -> None:
-        self.weight, self.gradient, self.state = weight, gradient, state
-        self.suffix = "" if number is None else f".{number}"
-        self.tall = weight.shape[0] >= weight.shape[1]
-
-    def __contains__(self, key: str) -> bool:
-        return key + self.suffix in self.state
-
-    def __getitem__(self, key: str) -> Any:
-        return self.state[key + self.suffix]
-
-    def get(self, key: str) -> Any:
-        """The state of this name, or None."""
-        return self.state.get(key + self.suffix)
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self.state[key + self.suffix] = value
-
-    def moment(self, key: str, like: Tensor, states: States, signed: bool = True) -> Tensor | Packed:
-        """A state of the shape of `like`, made of zeros where there is none."""
-        name = key + self.suffix
-        if name not in self.state and f"{name}.codes" not in self.state:
-            zeros(self.state, name, like, states)
-        return held(self.state, name, signed)
-
-    def spans(self) -> list[slice]:
-        """The longer side in pieces that chains of products work on, each within a core's cache; in one where torch multiplies."""
-        longer, shorter = max(self.weight.shape), min(self.weight.shape)
-        count = max(1, round(longer * shorter / PIECE)) if products.fast() else 1
-        size = -(-longer // (32 * count)) * 32
-        return [slice(start, min(start + size, longer)) for start in range(0, longer, size)] if size < longer else [slice(None)]
-
-    def piece(self, of: Tensor, span: slice) -> Tensor:
-        """A span of the longer side of something shaped as the matrix is, or at low rank on the other side."""
-        if span.stop is None:
-            return of
-        return of[span] if self.tall else of[:, span]
-
-
-def matrices(group: Group, members: Iterable[Tensor], state: Any) -> Iterator[tuple[Tensor, list[Matrix]]]:
-    """Each member of two or more dimensions with the matrices in it: its stacked parts, or itself; further dimensions join the inputs."""
-    parts = dict(zip(map(id, group["params"]), group.get("parts") or [()] * len(group["params"]), strict=True))
-    for member in members:
-        if member.ndim < 2:
-            continue
-        weight, slope, rows, mine = member.detach(), member.grad, list(parts[id(member)]), state[member]
-        if member.ndim > 2:
-            weight, slope = weight.view(member.shape[0], -1), slope.reshape(member.shape[0], -1)  # type: ignore[union-attr]
-        if len(rows) < 2:
-            yield member, [Matrix(weight, slope, mine, None)]  # type: ignore[arg-type]
-            continue
-        pairs = zip(weight.split_with_sizes(rows), slope.split_with_sizes(rows), strict=True)  # type: ignore[union-attr]
-        yield member, [Matrix(w, g, mine, n) for n, (w, g) in enumerate(pairs)]
-
-
-def shapes(shape: Sequence[int], parts: Sequence[int]) -> list[tuple[int, int]]:
-    """The matrices in a weight of this shape."""
-    inputs = int(torch.Size(shape[1:]).numel())
-    return [(rows, inputs) for rows in (parts or [shape[0]])]

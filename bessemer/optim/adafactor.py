@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bessemer.core.ranges import NonNegative, Positive
-from bessemer.optim._rule import Group, Matrix, Rule, matrices, shapes
+from bessemer.optim._matrices import Matrix, matrices, shapes
+from bessemer.optim._rule import Group, Rule
 
 
 class Adafactor(Rule):

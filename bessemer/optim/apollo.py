@@ -16,7 +16,8 @@ from bessemer.core.registry import Auto
 from bessemer.optim import _fused
 from bessemer.optim._blocks import States
 from bessemer.optim._low_rank import LowRank, channel_norms, norm_growth, subtract
-from bessemer.optim._rule import Group, Matrix, Products, finite, matrices, not_finite
+from bessemer.optim._matrices import Matrix, matrices
+from bessemer.optim._rule import Group, Products, finite, not_finite
 
 
 class Apollo(LowRank):
@@ -70,6 +71,11 @@ class Apollo(LowRank):
             drawn = torch.randn(side, rank, generator=rng.generator(self.seed, "apollo", side, turn)) / math.sqrt(rank)
             kept = self.at_hand[side] = (turn, drawn.to(like))
         return kept[1]
+
+    def advance(self, group: Group, members: list[Tensor]) -> None:
+        """As every rule; gradients that were looked at don't outlive the step."""
+        super().advance(group, members)
+        self.found, self.norms = {}, {}
 
     def sound(self, group: Group, members: list[Tensor]) -> list[Tensor]:
         """Takes the gradients' norms, which the rule needs anyway, and judges by them."""

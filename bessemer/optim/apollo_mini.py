@@ -10,7 +10,8 @@ from torch import Tensor
 from bessemer.core.ranges import Betas, Count, NonNegative, Positive
 from bessemer.optim import _fused
 from bessemer.optim._low_rank import MOMENTS
-from bessemer.optim._rule import Group, Matrix, Products, matrices
+from bessemer.optim._matrices import Matrix, matrices
+from bessemer.optim._rule import Group, Products
 from bessemer.optim.apollo import Apollo
 
 

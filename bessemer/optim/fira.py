@@ -8,7 +8,8 @@ from bessemer.core.ranges import Betas, Count, Growth, NonNegative, Positive
 from bessemer.core.registry import Auto
 from bessemer.optim._blocks import States
 from bessemer.optim._low_rank import channel_norms, norm_growth, subtract
-from bessemer.optim._rule import Group, Matrix, Products
+from bessemer.optim._matrices import Matrix
+from bessemer.optim._rule import Group, Products
 from bessemer.optim.galore import Galore
 
 

@@ -13,7 +13,8 @@ from bessemer.core.registry import Auto
 from bessemer.optim import _fused
 from bessemer.optim._blocks import States
 from bessemer.optim._low_rank import LowRank
-from bessemer.optim._rule import Group, Matrix, Products
+from bessemer.optim._matrices import Matrix
+from bessemer.optim._rule import Group, Products
 
 
 class Galore(LowRank):

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core import shards
 from bessemer.core.ranges import Betas, NonNegative, Positive
 from bessemer.optim._blocks import States
-from bessemer.optim._rule import Group, Rule, gradients, matrices, sweep
+from bessemer.optim._matrices import parts_of
+from bessemer.optim._rule import Group, Rule, gradients, sweep
 
 
 class Lamb(Rule):
@@ -27,7 +29,6 @@ class Lamb(Rule):
     """
 
     transfer = "relative"
-    elementwise = False
 
     def __init__(
         self,
@@ -68,15 +69,15 @@ class Lamb(Rule):
             self._apply(group, stepping, moves)
 
     def _apply(self, group: Group, members: list[Tensor], moves: list[Tensor]) -> None:
-        rows = {id(p): [m.weight.shape[0] for m in found] for p, found in matrices(group, members, self.state)}
+        parts = parts_of(group)
         weights: list[Tensor] = []
         updates: list[Tensor] = []
+        of: list[Tensor] = []
         for member, move in zip(members, moves, strict=True):
-            cut = rows.get(id(member))
-            weights += member.detach().split(cut) if cut else [member.detach()]
-            updates += move.split(cut) if cut else [move]
-        sizes = torch.stack(torch._foreach_norm(weights))
-        lengths = torch.stack(torch._foreach_norm(updates))
+            weights += shards.matrices(member.detach(), parts[id(member)])
+            updates += shards.matrices(move, parts[id(member)])
+            of += [member] * (len(weights) - len(of))
+        sizes, lengths = shards.norms(of, weights), shards.norms(of, updates)
         if self.most:
             sizes = sizes.clamp(max=self.most)
         ratios = torch.where((sizes > 0) & (lengths > 0), sizes / lengths, torch.ones_like(sizes))

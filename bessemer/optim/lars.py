@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core import shards
 from bessemer.core.ranges import Decay, NonNegative, Positive
 from bessemer.optim._blocks import States
-from bessemer.optim._rule import Group, Rule, matrices, sweep
+from bessemer.optim._matrices import laid_flat, parts_of
+from bessemer.optim._rule import Group, Rule, sweep
 
 
 class Lars(Rule):
@@ -26,7 +28,6 @@ class Lars(Rule):
     """
 
     transfer = "relative"
-    elementwise = False
 
     def __init__(
         self,
@@ -43,25 +44,26 @@ class Lars(Rule):
 
     def update(self, group: Group, members: list[Tensor]) -> None:
         """v = momentum v + lr trust |w| / (|g| + decay |w|) (g + decay w);  w -= v."""
-        rate, decay = group["lr"], group["weight_decay"]
-        split = {id(p): found for p, found in matrices(group, members, self.state)}
+        rate, decay, parts = group["lr"], group["weight_decay"], parts_of(group)
+        matrices = {p: shards.matrices(p.detach(), parts[id(p)]) for p in members if p.ndim >= 2}
+        sizes, ratios = [len(found) for found in matrices.values()], {}
+        if matrices:
+            of = [p for p, found in matrices.items() for _ in found]
+            weight = shards.norms(of, [m for found in matrices.values() for m in found])
+            slope = shards.norms(of, [g for p in matrices for g in shards.matrices(laid_flat(p), parts[id(p)])]) + decay * weight
+            trusted = torch.where((weight > 0) & (slope > 0), self.trust * weight / slope, torch.ones_like(weight))
+            ratios = dict(zip(matrices, (rate * trusted).split(sizes), strict=True))
+
+        def move(p: list[Tensor], g: list[Tensor], v: list[Tensor]) -> None:
+            torch._foreach_mul_(v, self.momentum)
+            torch._foreach_add_(v, g)
+            torch._foreach_sub_(p, v)
+
         for member in members:
-            found = split.get(id(member))
-            sizes: Tensor | None = None
-            if found:
-                weight = torch.stack([m.weight.norm() for m in found])
-                slope = torch.stack([m.gradient.norm() for m in found]) + decay * weight
-                ratios = torch.where((weight > 0) & (slope > 0), self.trust * weight / slope, torch.ones_like(weight))
-                rows = torch.tensor([m.weight.shape[0] for m in found], device=member.device)
-                sizes = ratios.repeat_interleave(rows).view(-1, *[1] * (member.ndim - 1))
-            gradient: Tensor = member.grad  # type: ignore[assignment]
-            pull = gradient * rate if sizes is None else torch.add(gradient, member.detach(), alpha=decay).mul_(sizes * rate)
-
-            def move(p: list[Tensor], g: list[Tensor], v: list[Tensor]) -> None:
-                torch._foreach_mul_(v, self.momentum)
-                torch._foreach_add_(v, g)
-                torch._foreach_sub_(p, v)
-
+            gradient = laid_flat(member)
+            pull = torch.add(gradient, member.detach(), alpha=decay) if member in ratios else gradient * rate
+            if member in ratios:
+                torch._foreach_mul_(shards.matrices(pull, parts[id(member)]), list(ratios[member].unbind()))
             sweep(move, [member], [pull], self.column([member], "momentum"))
 
     def state_bytes(self, shape: Any, width: int = 4, parts: Any = ()) -> int:

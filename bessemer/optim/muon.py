@@ -11,9 +11,9 @@ from torch import Tensor
 from bessemer.core import shards
 from bessemer.core.errors import RecipeError
 from bessemer.core.ranges import Count, Decay, NonNegative
-from bessemer.optim._matrices import Stacks
 from bessemer.optim._newton_schulz import Polynomial, subtract_orthogonal
 from bessemer.optim._rule import finite
+from bessemer.optim._stacks import Stacks
 
 
 class Muon(torch.optim.Optimizer):

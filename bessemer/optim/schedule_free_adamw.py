@@ -35,6 +35,7 @@ class ScheduleFreeAdamW(Rule):
     """
 
     apart = False
+    gathers = False
     per_number = False
 
     def __init__(

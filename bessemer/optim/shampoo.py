@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bessemer.core.ranges import Count, NonNegative, Positive, Share, Whole
-from bessemer.optim._rule import Group, Matrix, Rule, matrices, shapes
+from bessemer.optim._matrices import Matrix, matrices, shapes
+from bessemer.optim._rule import Group, Rule
 
 SIDES = ("left", "right")
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from bessemer.core.products import Chain, Product, Scratch, run
 from bessemer.core.ranges import Betas, Count, Decay, NonNegative, Positive, Whole
 from bessemer.optim import _fused
-from bessemer.optim._rule import Group, Matrix, Products, Rule, gradients, matrices, shapes, sweep
+from bessemer.optim._matrices import Matrix, matrices, shapes
+from bessemer.optim._rule import Group, Products, Rule, gradients, sweep
 
 SIDES = ("left", "right")
 

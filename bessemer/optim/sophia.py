@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bessemer.core import rng
+from bessemer.core import rng, shards
 from bessemer.core.ranges import Betas, Count, NonNegative, Positive, Share
 from bessemer.optim._blocks import States
 from bessemer.optim._probe import Probe, laid_out, weights
-from bessemer.optim._rule import Group, Rule, gradients, norms, not_finite, sweep
+from bessemer.optim._rule import Group, Rule, gradients, not_finite, sweep
 
 RADIUS = 1e-2
 """How far from the weights gradients are taken for a Hessian's product, in units of the weights' root mean square."""
@@ -39,6 +39,8 @@ class Sophia(Rule):
         seed: of what estimates draw.
         states: how the momentum and the Hessian are held.
     """
+
+    gathers = False
 
     def __init__(
         self,
@@ -80,7 +82,7 @@ class Sophia(Rule):
         names: dict[Tensor, str] = {p: name for name, p in probe.model.named_parameters()}
         parts = [probe.engine.layout.parts.get(names.get(p, ""), ()) for p in parameters]
         vectors = [laid_out(torch.randn(p.shape, generator=draw).to(p.device, p.dtype), p, cut) for p, cut in zip(parameters, parts, strict=True)]
-        size = norms([p.detach() for p in parameters]).norm() / norms(vectors).norm()
+        size = shards.norms([p.detach() for p in parameters]).norm() / shards.norms(vectors).norm()
         radius = RADIUS * float(size) or RADIUS
         with probe.exact():
             with weights({p: p.detach() + radius * v for p, v in zip(parameters, vectors, strict=True)}):

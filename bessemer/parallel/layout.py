@@ -183,7 +183,12 @@ class Layout:
         return dict(reversed(self.world.joined(pairs, "pipe")))
 
     def merged(self, plain: dict[str, Any]) -> dict[str, Any]:
-        """A state's plain values with those of all stages (train/checkpoint_state.py), on every rank."""
+        """A state's plain values with those of all stages and all that ranks keep alone (train/checkpoint_state.py), on every rank."""
+        shared = [rows.pop("apart") for rows in plain["optimizers"]]
+        for number, apart in enumerate(shared):
+            if apart is not None:
+                for other in self.world.joined([apart], "replica", "data", "context", "tensor"):
+                    plain["optimizers"][number]["state"] |= other
         if self.stages is None:
             return plain
         order = [name for name, _ in self.model.named_parameters()]

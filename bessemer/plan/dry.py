@@ -311,7 +311,11 @@ def _try(plan: Plan, world: World, chosen: dict[Any, list[int]] | None) -> tuple
     optimizers.build(model, plan.optim, parameter_roles(model), plan.around)  # which may refuse what the mesh made of the parameters
     found.parameters = holds.parameters(model, world)
     found.gradients = holds.gradients(model, world, layout)
-    found.optimizer = None if state is None else holds.own_state(state, model, world)
+    whole = None if state is None else _state(plan, _kinds(_skeleton(plan)))  # as many ranks as there are share out all blocks, not these few
+    if state is not None and whole is not None:
+        found.optimizer = holds.own_state(state, model, world) + holds.kept_alone(whole, model, _all_named(plan, model, chosen), world)
+    else:
+        found.optimizer = None
     found.gathered = found.parameters * 0 + holds.gathered(model, layout, plan.parallel, plan.dtype)
     share = plan.parallel.budget if budget else 1.0
     kept = [share * each for each in kept]
@@ -319,6 +323,19 @@ def _try(plan: Plan, world: World, chosen: dict[Any, list[int]] | None) -> tuple
         found.activations = found.parameters * 0 + kept[0]
         return found, kept
     return found, steps.under_way(plan, layout.stages, first, round(sum(times for _, times in kinds)), kept)
+
+
+def _all_named(plan: Plan, model: Any, chosen: dict[Any, list[int]] | None) -> dict[str, nn.Parameter]:
+    """The parameters of this place of the pipe axis by name, with blocks that are here standing in for others like them."""
+    found = {name: p for name, p in model.named_parameters() if not p.is_meta}
+    if chosen is None:
+        return found
+    places = {number: place for place, number in enumerate(sorted(n for blocks in chosen.values() for n in blocks))}
+    every = {name: p for name, p in found.items() if not name.startswith("blocks.")}
+    for kind, numbers in _kinds(_skeleton(plan)).items():
+        own = dict(model.blocks[places[chosen[kind][0]]].named_parameters())
+        every |= {f"blocks.{number}.{name}": p for number in numbers for name, p in own.items()}
+    return every
 
 
 def _even(stages: pipeline.Pipeline, passes: tasks.Passes) -> list[tuple[Batch, float]]:

@@ -16,14 +16,20 @@ from bessemer.core import shards
 from bessemer.core.mesh import AXES, FOLDED, World
 from bessemer.core.registry import Choice
 from bessemer.models.transfer import parameter_roles
+from bessemer.optim._owners import owners_of
 from bessemer.parallel.expert import products
 from bessemer.parallel.layout import Layout
 from bessemer.parallel.levels import Levels
 from bessemer.parallel.order import Parallel
 from bessemer.train import optimizers
 
-State = dict[str, list[tuple[bool, int]]]
-"""By parameter: for each tensor of an optimizer's state whether it is shaped like the parameter, and its bytes for the whole of it."""
+ALIKE, COPIED = -2, -1
+State = dict[str, list[tuple[int, int]]]
+"""By parameter, for each tensor of an optimizer's state, where it lies, and its bytes for the whole of it.
+
+ALIKE: shaped like the parameter, and cut as that is. The number of an optimizer that moves whole tensors: of a parameter that ranks hold
+pieces of, one rank has it (optim/_owners.py). COPIED: all have it.
+"""
 
 
 class Ones(FakeTensorMode):
@@ -124,10 +130,12 @@ def state(choices: list[Choice], model: nn.Module, mode: Ones) -> State | None:
         except (DataDependentOutputException, DynamicOutputShapeException):
             return None
     found: State = {}
-    for optimizer in built.optimizers:
+    for number, optimizer in enumerate(built.optimizers):
         for moved, entries in optimizer.state.items():
             held = [value for value in entries.values() if isinstance(value, Tensor) and value.ndim]
-            found[names[id(moved)]] = [(value.shape == moved.shape, value.numel() * value.element_size()) for value in held]
+            whole = getattr(optimizer, "whole", False)
+            lies = [number if whole else ALIKE if value.shape == moved.shape else COPIED for value in held]
+            found[names[id(moved)]] = [(where, value.numel() * value.element_size()) for where, value in zip(lies, held, strict=True)]
     return found
 
 
@@ -176,11 +184,37 @@ def gradients(model: nn.Module, world: World, layout: Layout) -> numpy.ndarray[A
 
 
 def own_state(state: State, model: nn.Module, world: World) -> numpy.ndarray[Any, Any]:
-    """Bytes of optimizer state of each rank: what is shaped like a parameter is shared out as it is, the rest is not."""
-    sizes, found = dict(model.named_parameters()), numpy.zeros(world.mesh.ranks)
+    """Bytes of optimizer state of each rank, without what one rank has for several."""
+    named, found = dict(model.named_parameters()), numpy.zeros(world.mesh.ranks)
     for name, counts in by_rank(model, world).items():
-        for alike, size in state.get(name, []):
-            found = found + (size * counts / sizes[name].numel() if alike else size)
+        for where, size in state.get(name, []):
+            if where == ALIKE:
+                found = found + size * counts / named[name].numel()
+            elif where == COPIED or shards.pieces(named[name]) == 1:
+                found = found + size
+    return found
+
+
+def kept_alone(state: State, model: nn.Module, named: dict[str, Any], world: World) -> numpy.ndarray[Any, Any]:
+    """Bytes of optimizer state of each rank that it has for all that hold pieces of a parameter.
+
+    Args:
+        named: all parameters of this place of the pipe axis, by name; ones of the same shape may stand in for each other.
+    """
+    found, shared = numpy.zeros(world.mesh.ranks), dict[tuple[int, Any, bool], list[tuple[Any, int]]]()
+    routed = {id(p) for product in products(model) for p in product.parameters()}
+    for name, parameter in named.items():
+        owned = [(where, size) for where, size in state.get(name, []) if where not in (ALIKE, COPIED)]
+        if owned and shards.pieces(parameter) > 1:
+            shared.setdefault((owned[0][0], parameter.device_mesh, id(parameter) in routed), []).append((parameter, sum(size for _, size in owned)))
+    for (_, mesh, folded), members in shared.items():
+        coordinates, place = _coordinates(world, FOLDED if folded else AXES), numpy.zeros(world.mesh.ranks, dtype=numpy.int64)
+        for axis, count in zip(mesh.mesh_dim_names, mesh.shape, strict=True):
+            place = place * count + coordinates[axis]
+        held = numpy.zeros(mesh.size())
+        for (_, size), owner in zip(members, owners_of([p for p, _ in members], mesh.size()), strict=True):
+            held[owner] += size
+        found += held[place]
     return found
 
 

@@ -305,6 +305,6 @@ def finish(done: Run) -> None:
     done.work.info |= {
         "progress": progress.as_dict(),
         "peak_memory_bytes": device.peak_memory(),
-        "optimizer_state_bytes": done.optimizers.state_bytes(),
+        "optimizer_state_bytes": done.optimizers.state_bytes(done.world),
         "matrix_peak_flops": done.peak,
     }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
+from bessemer.core import shards
 from bessemer.core.errors import ArtifactError, BessemerError, neighbours
 from bessemer.train.checkpoint_folder import Checkpoint
 from bessemer.train.checkpoint_pieces import in_pieces
@@ -29,7 +30,9 @@ def state_of(
     Returns:
         tensors: "model.<name>" for each parameter and lasting buffer (one name for tied ones), "optimizer.<parameter>.<key>" for
             each tensor of an optimizer's state. Sharded ones are DTensors.
-        plain: {"model": other state of the modules, "optimizers": [{"kind", "groups", "state"}]}; keys of one's own may be added.
+        plain: {"model": other state of the modules, "optimizers": [{"kind", "groups", "state", "apart"}]}; keys of one's own may be added.
+            State that one rank keeps alone is in its "apart", which is None where no optimizer of this kind shares parameters out so
+            (parallel/layout.py joins what the ranks have).
 
     Raises:
         BessemerError: an optimizer holds a parameter that is not the model's, or state that can't be stored.
@@ -46,11 +49,15 @@ def state_of(
             where = f"optimizer.groups[{number}][{place}]"
             options = {k: _encode(v, f"{where}.{k}", None, tensors) for k, v in group.items() if k not in SWITCHES}
             groups.append({"parameters": [_name(p, names, optimizer) for p in group["params"]], "options": options})
-        state = {}
+        state: dict[str, Any] = {}
+        apart: dict[str, Any] = {}
         for parameter, entries in optimizer.state.items():
             name = _name(parameter, names, optimizer)
-            state[name] = {k: _encode(v, f"optimizer.{name}.{k}", parameter, tensors) for k, v in entries.items()}
-        plain["optimizers"].append({"kind": type(optimizer).__name__, "groups": groups, "state": state})
+            if _keeps(optimizer, parameter):
+                like, rows = _like(optimizer, parameter), apart if _apart(optimizer, parameter) else state
+                rows[name] = {k: _encode(v, f"optimizer.{name}.{k}", like, tensors) for k, v in entries.items()}
+        shared = any(_apart(optimizer, p) for group in optimizer.param_groups for p in group["params"])
+        plain["optimizers"].append({"kind": type(optimizer).__name__, "groups": groups, "state": state, "apart": apart if shared else None})
     return in_pieces(tensors, parts or {}), plain
 
 
@@ -83,6 +90,23 @@ def restore(
     if plain.get("model"):
         model.load_state_dict(plain["model"], strict=False)
     return plain
+
+
+def _apart(optimizer: Optimizer, parameter: Tensor) -> bool:
+    """Whether one rank keeps all state of a parameter that several hold pieces of."""
+    return getattr(optimizer, "whole", False) and shards.pieces(parameter) > 1
+
+
+def _keeps(optimizer: Optimizer, parameter: Tensor) -> bool:
+    """Whether it is this one, or nobody in particular."""
+    return not _apart(optimizer, parameter) or optimizer.keeps(parameter)  # type: ignore[attr-defined]
+
+
+def _like(optimizer: Optimizer, parameter: Tensor) -> Tensor:
+    """What state of a parameter's shape is laid out like: the parameter, or where only whole tensors move a plain one, here without memory."""
+    if not isinstance(parameter, DTensor) or not getattr(optimizer, "whole", False):
+        return parameter
+    return shards.local(parameter).new_empty(()).expand(parameter.shape)
 
 
 def _model_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -160,7 +184,10 @@ def _remake(
             raise ArtifactError(f"holds state for a parameter that {rows['kind']} has not", file=checkpoint.folder, key=name, mend=mend)
         parameter, group = parameters[name], group_of[name]
         held = optimizer.state.get(parameter, {})
-        state[parameter] = {k: _decode(checkpoint, v, parameter, group, held.get(k), tensors) for k, v in entries.items()}
+        if not _keeps(optimizer, parameter):
+            entries = {k: v for k, v in entries.items() if "value" in v}  # plain numbers every rank may have
+        like = _like(optimizer, parameter)
+        state[parameter] = {k: _decode(checkpoint, v, like, group, held.get(k), tensors) for k, v in entries.items()}
     options = [
         {k: _decode(checkpoint, v, None, {}, group.get(k), tensors) for k, v in row["options"].items()}
         for row, group in zip(rows["groups"], optimizer.param_groups, strict=True)

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from bessemer.core import device, shards
 from bessemer.core.errors import RecipeError, TrainingError
 from bessemer.core.hooks import when_accumulated
+from bessemer.core.mesh import AXES, World
 from bessemer.core.progress import Progress
 from bessemer.core.registry import Choice
 from bessemer.models.reparameterized import Counting
@@ -145,10 +147,20 @@ class Optimizers:
         """The first optimizer's learning rate as the recipe gives it, times the schedule's factor."""
         return next(iter(self.groups))["rate"] * self.factor
 
-    def state_bytes(self) -> int:
-        """Bytes of optimizer state held now."""
-        tensors = (value for optimizer in self.optimizers for state in optimizer.state.values() for value in state.values())
-        return sum(value.numel() * value.element_size() for value in tensors if isinstance(value, torch.Tensor))
+    def state_bytes(self, world: World | None = None) -> int:
+        """Bytes of optimizer state held now, of the whole model; with a world all ranks ask together."""
+        alike = alone = 0  # what all ranks of a stage say the same about, and what one of them keeps
+        for optimizer in self.optimizers:
+            for parameter, state in optimizer.state.items():
+                size = sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, torch.Tensor))
+                if getattr(optimizer, "whole", False) and shards.pieces(parameter) > 1:
+                    alone += size
+                else:
+                    alike += size
+        if world is None:
+            return alike + alone
+        sizes = [torch.tensor(size, device=device.device()) for size in (alike, alone)]
+        return int(world.sum(sizes[0], "pipe") + world.sum(sizes[1], *AXES))
 
 
 def build(model: torch.nn.Module, choices: list[Choice], roles: Mapping[str, str], around: Sequence[Choice] = ()) -> Optimizers:

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from bessemer.core import products, registry
 from bessemer.core.errors import ArtifactError
@@ -275,6 +276,37 @@ def test_stacked_matrices_move_as_if_they_were_apart(name):
         for optimizer in optimizers:
             optimizer.step()
     torch.testing.assert_close(torch.cat(list(apart)), stacked, rtol=1e-5, atol=1e-6 if name != "muon" else 1e-3)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "sgd_sai"])
+def test_experts_move_as_if_they_were_apart(name):
+    """A weight of experts [experts, outputs, inputs] is as many matrices, each with those stacked in it; its state takes the bytes documented."""
+    made = torch.Generator().manual_seed(7)
+    experts = nn.Parameter(torch.randn(3, 32, 16, generator=made))
+    apart = [nn.Parameter(part.detach().clone()) for expert in experts for part in expert.split((24, 8))]
+    options = {k: v for k, v in SMALL.items() if k in registry.schema(registry.find("optim", name)).model_fields}
+    choice = registry.choose("optim", {"name": name, **options})
+    optimizers = choice([{"params": [experts], "parts": [(24, 8)]}]), choice([{"params": apart, "parts": [()] * 6}])
+    for _ in range(7):
+        experts.grad = torch.randn(3, 32, 16, generator=made)
+        for p, g in zip(apart, [part for expert in experts.grad for part in expert.split((24, 8))], strict=True):
+            p.grad = g.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(torch.cat(list(apart)), experts.flatten(0, 1), rtol=1e-5, atol=1e-6 if name != "muon" else 1e-3)
+    if isinstance(optimizers[0], Rule):
+        held = sum(v.nbytes for v in optimizers[0].state[experts].values() if isinstance(v, torch.Tensor))
+        assert held == optimizers[0].state_bytes(experts.shape, 4, (24, 8))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_gradient_outlives_its_step(name):
+    model = net(name)
+    optimizer = build(name, model)
+    steps(model, optimizer, range(2))
+    alive = [StorageWeakRef(p.grad.untyped_storage()) for p in model.parameters()]
+    optimizer.zero_grad(set_to_none=True)
+    assert all(each.expired() for each in alive)
 
 
 def test_quantised_states_in_any_elementwise_rule():

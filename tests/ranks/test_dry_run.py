@@ -39,6 +39,9 @@ CASES: list[tuple[dict[str, int], dict[str, Any], dict[str, Any], int]] = [
 ]
 
 
+OPTIM = [{"role": "matrix", "name": "muon"}, {"name": "adamw"}]
+WHOLE = [{"role": "matrix", "name": "galore", "rank": 4}, {"role": "embedding", "name": "adamw8bit"}, {"name": "lion"}]
+"""Rules of which one rank keeps all state of a parameter that several hold pieces of."""
 TASKS = [
     {"name": "text"},
     {"name": "hidden", "objective": "masked_language"},
@@ -57,8 +60,8 @@ def plan(
     micro_batches: int,
     asked: list[dict[str, Any]] | None = None,
     mixed: bool = False,
+    optim: list[dict[str, Any]] = OPTIM,
 ) -> dry.Plan:
-    optim = [{"role": "matrix", "name": "muon"}, {"name": "adamw"}]
     return dry.Plan(
         choose("models/families", {"name": "decoder", **MODEL, **model}), 65, Mesh.of(mesh), Parallel(**parallel, exchange="network"),
         [Task.model_validate(each) for each in asked or [{}]], [choose("optim", each, optimizers.TAGS) for each in optim], torch.float32, 8,
@@ -114,6 +117,14 @@ def test_bytes_are_those_of_real_ranks(ranks, monkeypatch, case, small):
     assert found.optimizer.tolist() == [each["optimizer"] for each in real]
     assert {(t.kind, t.axes): (t.calls, round(t.bytes)) for t in found.traffic[0] if t.calls} == real[0]["traffic"]
     assert found.activations[0] == real[0]["activations"]
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[4], ({"data": 4, "expert": 2}, {}, {"experts": EXPERTS}, 2)], ids=name)
+def test_state_that_ranks_keep_alone_is_where_it_really_is(ranks, case):
+    found = dry.run(plan(*case, optim=WHOLE))
+    real = ranks(measured, *case, None, False, WHOLE, count=Mesh.of(case[0]).ranks)
+    assert found.optimizer.tolist() == [each["optimizer"] for each in real]
+    assert len(set(found.optimizer.tolist())) > 1
 
 
 @pytest.mark.parametrize("small", [0, dry.SMALL], ids=["without memory", "with memory"])
@@ -230,8 +241,7 @@ def test_what_layers_are_made_of_is_counted(capsys):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["train.optim=[{name = 'galore'}]"], "needs whole tensors"),
-        (["train.optim=[{name = 'lion', states = '8bit'}]"], "needs whole tensors"),
+        (["train.optim=[{name = 'sophia', states = '8bit'}]"], "needs whole tensors"),
         (["train.around=['deep_zero']"], "needs whole tensors"),
         (["train.around=['qk_clip']"], "normalised"),
         (["train.adapt='relora'", "train.around=['ema']", "train.parallel.shard='none'"], "stand for something else"),

@@ -35,6 +35,12 @@ ROUTED: list[tuple[dict[str, int], dict[str, Any]]] = [
     ({"data": 4, "expert": 2}, {"shard": "levels", "pair": 1, "node": 2}),
     ({"tensor": 2, "data": 2, "expert": 2, "expert_tensor": 2}, {"shard": "none"}),
 ]
+WHOLE = [
+    {"role": "matrix", "name": "shampoo", "lr": 0.02, "every": 1},
+    {"role": "embedding", "name": "adamw8bit", "lr": 0.01, "eps": 1e-3},
+    {"name": "lamb"},
+]
+"""Rules of which one rank keeps all state of a parameter that several hold pieces of, and one that adds up norms."""
 EXPERTS = {"count": 4, "active": 2, "ffn": 24, "bias": 0.0}
 
 
@@ -68,8 +74,14 @@ def go_on(
 
 @pytest.mark.parametrize(
     ("options", "optim", "layouts"),
-    [({"depth": 4}, MUON, LAYOUTS), ({"depth": 4, "tied": True}, ADAMW, LAYOUTS), ({"experts": EXPERTS}, ADAMW, ROUTED)],
-    ids=["muon", "adamw", "experts"],
+    [
+        ({"depth": 4}, MUON, LAYOUTS),
+        ({"depth": 4, "tied": True}, ADAMW, LAYOUTS),
+        ({"experts": EXPERTS}, ADAMW, ROUTED),
+        ({"depth": 4}, WHOLE, LAYOUTS),
+        ({"experts": EXPERTS}, WHOLE, ROUTED),
+    ],
+    ids=["muon", "adamw", "experts", "whole", "whole experts"],
 )
 def test_a_run_moves_from_layout_to_layout(ranks, tmp_path, options, optim, layouts):
     """One step under each layout in turn, the next going on from what the last saved, is the training of one process."""

@@ -38,7 +38,7 @@ def trained(name, options, shapes, steps=4):
 def test_pieces_in_chains_are_the_whole_by_torch(name, options, shapes, monkeypatch):
     monkeypatch.setattr(products, "ENOUGH", 0)
     whole = trained(name, options, shapes)
-    monkeypatch.setattr("bessemer.optim._rule.PIECE", 1 << 13)
+    monkeypatch.setattr("bessemer.optim._matrices.PIECE", 1 << 13)
     pieces = trained(name, options, shapes)
     assert all(map(torch.equal, whole, pieces))
     monkeypatch.setattr(products, "_library", lambda: None)

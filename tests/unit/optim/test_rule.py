@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bessemer.core import registry
-from bessemer.optim import _rule
+from bessemer.optim import _matrices, _rule
 
 
 def test_a_sweep_in_chunks_is_the_update_of_the_whole(monkeypatch):
@@ -47,7 +47,7 @@ def test_matrices_of_stacked_and_convolution_weights():
     for p in group["params"]:
         p.grad = torch.ones_like(p)
     state = {p: {} for p in group["params"]}
-    found = dict(_rule.matrices(group, group["params"], state))
+    found = dict(_matrices.matrices(group, group["params"], state))
     assert [tuple(m.weight.shape) for m in found[stacked]] == [(6, 4), (3, 4), (3, 4)]
     assert [tuple(m.weight.shape) for m in found[kernel]] == [(8, 12)]
     assert vector not in found

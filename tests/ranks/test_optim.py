@@ -1,0 +1,123 @@
+"""Every optimizer moves parameters that ranks hold pieces of as one process moves the whole, and keeps as much state, all ranks together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from bessemer.core import registry, shards
+from bessemer.optim import _owners
+from bessemer.optim._rule import Rule
+
+SMALL = {"rank": 4, "refresh": 3, "every": 3}
+"""Options that make a method do on small matrices what it does on large ones."""
+SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "wide": ((32, 128), ()),
+    "tall": ((84, 12), ()),
+    "stacked": ((96, 64), (64, 16, 16)),
+    "few": ((3, 8), ()),  # rows that not every rank has
+    "experts": ((4, 24, 16), (12, 12)),
+    "vector": ((28,), ()),
+    "one": ((1,), ()),
+}
+CUTS: dict[str, list[Any]] = {
+    "rows": [("shard", 4), {}],
+    "columns": [("tensor", 4), {"wide": (1,), "tall": (None,), "vector": (None,), "few": (None,), "one": (None,)}],
+    "rows and parts": [("shard", 2, "tensor", 2), {"wide": (0, 1), "vector": (0, None), "few": (0, None), "one": (0, None)}],
+    "copies": [("replica", 2, "shard", 2), {}],
+}
+"""The mesh's axes, and along which dimension of a parameter each cuts it, if not rows of all."""
+
+
+def tensors(draw: torch.Generator) -> dict[str, Tensor]:
+    return {name: torch.randn(shape, generator=draw) / max(1, shape[-1]) ** 0.5 for name, (shape, _) in SHAPES.items()}
+
+
+def dims(cut: str, name: str) -> tuple[int | None, ...]:
+    (*axes,), given = CUTS[cut]
+    count = len(axes) // 2
+    rows = 1 if name == "experts" and cut != "rows" else 0
+    return given.get(name, tuple(None if axes[2 * n] == "replica" else rows for n in range(count)))
+
+
+def laid(value: Tensor, mesh: DeviceMesh, dims: tuple[int | None, ...], parts: tuple[int, ...]) -> Tensor:
+    """This rank's piece of a tensor that all have whole."""
+    places = [Replicate() if dim is None else Shard(dim) for dim in dims]
+
+    def of(piece: Tensor) -> DTensor:
+        return DTensor.from_local(piece, mesh, places, run_check=False, shape=value.shape, stride=value.stride())
+
+    return of(value[shards.grid(shards.place(of(value), mesh.get_coordinate() or (), parts))].contiguous())
+
+
+def moved(name: str, options: dict[str, Any], cut: str | None, steps: int = 5) -> dict[str, Any]:
+    """Parameters after some steps along gradients that are the same however they lie, and bytes of state."""
+    draw = torch.Generator().manual_seed(7)
+    mesh = None
+    if cut is not None:
+        axes = CUTS[cut][0]
+        mesh = DeviceMesh("cpu", torch.arange(4).view(axes[1::2]), mesh_dim_names=axes[::2])
+
+    def lay(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return values if mesh is None else {n: laid(v, mesh, dims(str(cut), n), SHAPES[n][1]) for n, v in values.items()}
+
+    made = {n: nn.Parameter(v) for n, v in lay(tensors(draw)).items() if name != "muon" or v.ndim > 1}
+    choice = registry.choose("optim", {"name": name, **options})
+    halves = [list(made)[:3], list(made)[3:]]
+    optimizer = choice([{"params": [made[n] for n in half], "parts": [SHAPES[n][1] for n in half], "names": half} for half in halves])
+    optimizer.param_groups[1]["lr"] *= 0.5
+    for step in range(steps):
+        values = tensors(draw)
+        if step == 2 and isinstance(optimizer, Rule):
+            values["wide"][0, 0] = float("nan")  # which one rank alone sees
+        for n, gradient in lay(values).items():
+            if n in made:
+                made[n].grad = None if (n, step) == ("tall", 1) else gradient
+        optimizer.step()
+    assert set(optimizer.state) <= set(made.values())
+    kept = {n: sum(v.nbytes for v in optimizer.state[p].values() if isinstance(v, Tensor)) for n, p in made.items() if p in optimizer.state}
+    return {
+        "weights": {n: shards.whole(p.detach(), SHAPES[n][1]) for n, p in made.items()},
+        "kept": kept,
+        "cut": [n for n, p in made.items() if shards.pieces(p) > 1],
+        "whole": getattr(optimizer, "whole", False),
+    }
+
+
+def options_of(name: str) -> dict[str, Any]:
+    return {key: value for key, value in SMALL.items() if key in registry.schema(registry.find("optim", name)).model_fields}
+
+
+CASES = [(name, options_of(name)) for name in registry.names("optim")] + [
+    (name, {"states": "8bit"}) for name in ("lion", "lamb", "sgd_sai", "galore")
+]
+
+
+def all_moved(cases: list[tuple[str, dict[str, Any]]], cut: str, room: int) -> list[dict[str, Any]]:
+    _owners.ROUND = room
+    return [moved(name, options, cut) for name, options in cases]
+
+
+@pytest.mark.parametrize(
+    ("cut", "room"), [("rows", 1 << 24), ("rows", 1 << 10), ("columns", 1 << 24), ("rows and parts", 1 << 24), ("copies", 1 << 10)]
+)
+def test_pieces_move_as_the_whole_does(ranks, cut, room):
+    every = ranks(all_moved, CASES, cut, room, count=4)
+    assert len(every[0][0]["cut"]) >= 3
+    for number, (name, options) in enumerate(CASES):
+        alone, found = moved(name, options, None), [each[number] for each in every]
+        for key, value in alone["weights"].items():
+            if found[0]["whole"]:
+                assert torch.equal(found[0]["weights"][key], value), (name, options, key)  # the very same operations
+            else:
+                torch.testing.assert_close(found[0]["weights"][key], value, rtol=1e-5, atol=1e-6, msg=lambda said, n=name, k=key: f"{n}, {k}: {said}")
+        if found[0]["whole"]:
+            for key, size in alone["kept"].items():
+                assert [each["kept"].get(key) for each in found].count(size) == (1 if key in found[0]["cut"] else 4), (name, options, key)
+            holders = [sum(key in each["kept"] for key in found[0]["cut"]) for each in found]
+            assert max(holders) < sum(holders), (name, options)
