@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from results import FOLDER
 
 from bessemer.core import registry
@@ -41,23 +42,29 @@ def rules() -> Iterator[str]:
     if results:
         yield (
             "Milliseconds of one update of 25.3M numbers (the blocks of `small`), medians of steps taken in turn with the package's. Bytes a parameter there, for "
-            "parameters in float32. Target: the most of the package's time.\n"
+            "parameters in float32. Target: the most of the package's time. On ranks that hold pieces of a parameter: what moves (docs/parallel.md).\n"
         )
     for result in results:
         yield f"- {_processor(result)}: `{result['command']}`, {result['machine']}, {result['date']}"
     yield ""
     timed = [f"{what}, {_processor(result)}" for result in results for what in ("ms", "package's ms", "ratio")]
-    yield _row("method", "rule", "state", "bytes", *timed, "target")
-    yield "|---" * (5 + len(timed)) + "|"
+    yield _row("method", "rule", "state", "on ranks", "bytes", *timed, "target")
+    yield "|---" * (6 + len(timed)) + "|"
     for name in registry.names("optim"):
         of_each = [result["figures"].get(name, {}) for result in results]
         held = next((f["bytes_per_parameter"] for f in of_each if f), None)
-        cells = [_first(name, "optim"), _line(name, "optim", "State"), _number(held, ".3g")]
+        cells = [_first(name, "optim"), _line(name, "optim", "State"), _on_ranks(name), _number(held, ".3g")]
         for f in of_each:
             ours, theirs = f.get("ours_ms"), f.get("theirs_ms")
             cells += [_number(ours, ".1f"), _number(theirs, ".1f"), _number(ours / theirs if ours and theirs else None, ".2f")]
         target = next((result["targets"][name] for result in results if name in result["targets"]), None)
         yield _row(f"[{name}](../bessemer/optim/{name}.py)", *cells, _number(target, ".2f"))
+
+
+def _on_ranks(name: str) -> str:
+    """What moves where a parameter lies on several ranks: its pieces, or the whole on one of them."""
+    made = registry.choose("optim", name)([{"params": [torch.nn.Parameter(torch.ones(2, 2))]}])
+    return "whole" if getattr(made, "whole", hasattr(made, "stacks")) else "pieces"
 
 
 def _processor(result: dict[str, Any]) -> str:

@@ -121,3 +121,29 @@ def test_pieces_move_as_the_whole_does(ranks, cut, room):
                 assert [each["kept"].get(key) for each in found].count(size) == (1 if key in found[0]["cut"] else 4), (name, options, key)
             holders = [sum(key in each["kept"] for key in found[0]["cut"]) for each in found]
             assert max(holders) < sum(holders), (name, options)
+
+
+def sent(name: str) -> tuple[int, int]:
+    """Numbers that this rank sends to others in a step, and numbers of the parameters."""
+    mesh, found, real = DeviceMesh("cpu", torch.arange(4), mesh_dim_names=("shard",)), [0], _owners.dist.all_to_all_single
+
+    def count(received: Tensor, send: Tensor, taken: list[int], given: list[int], group: Any) -> None:
+        found[0] += sum(given) - given[group.rank()]
+        real(received, send, taken, given, group=group)
+
+    params = [nn.Parameter(laid(torch.ones(shape), mesh, (0,), ())) for shape in [(32, 64), (64, 16), (48, 8)]]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer = registry.choose("optim", name)([{"params": params}])
+    _owners.dist.all_to_all_single = count
+    try:
+        optimizer.step()
+    finally:
+        _owners.dist.all_to_all_single = real
+    return found[0], sum(p.numel() for p in params)
+
+
+@pytest.mark.parametrize(("name", "columns"), [("galore", 3), ("muon", 2), ("lion", 0)])
+def test_what_travels_is_as_docs_parallel_says(ranks, name, columns):
+    every = ranks(sent, name, count=4)
+    assert sum(numbers for numbers, _ in every) == columns * every[0][1] * 3 // 4
