@@ -11,8 +11,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from bessemer.core import registry, shards
+from bessemer.core.mesh import Mesh
 from bessemer.optim import _owners
 from bessemer.optim._rule import Rule
+from tests.ranks import layouts
 
 SMALL = {"rank": 4, "refresh": 3, "every": 3}
 """Options that make a method do on small matrices what it does on large ones."""
@@ -147,3 +149,24 @@ def sent(name: str) -> tuple[int, int]:
 def test_what_travels_is_as_docs_parallel_says(ranks, name, columns):
     every = ranks(sent, name, count=4)
     assert sum(numbers for numbers, _ in every) == columns * every[0][1] * 3 // 4
+
+
+EXPERTS = {"count": 4, "active": 2, "ffn": 24, "bias": 0.0}
+
+
+def trained(mesh: dict[str, int]) -> dict[str, dict[str, Tensor]]:
+    """A decoder with experts after two steps of each optimizer."""
+    found = {}
+    for name, options in CASES[: len(registry.names("optim"))]:
+        rule = {"name": name, **options} if name != "shampoo" else {"name": name, "every": 1}  # vectors of no gradient yet are anybody's choice
+        optim = [{"role": "matrix", **rule}, {"name": "adamw", "eps": 1e-3}] if name in ("muon", "soap") else [rule]
+        found[str(rule)] = layouts.train(Mesh.of(mesh), {}, {"experts": EXPERTS, "depth": 1}, optim, "next_token", False)
+    return {key: each.get("weights", {}) for key, each in found.items()}
+
+
+def test_a_decoder_with_experts_trains_on_ranks_as_in_one_process(ranks):
+    alone = trained({})
+    for key, weights in ranks(trained, {"data": 2, "tensor": 2, "expert": 2}, count=4)[0].items():
+        for name, value in alone[key].items():
+            away = (weights[name] - value).norm() / value.norm().clamp(min=1e-6)
+            assert away <= 5e-3, (key, name, float(away))  # the sign of a gradient near zero, which is rounding, moves a number by the rate
