@@ -196,6 +196,21 @@ def place(value: DTensor, coordinate: Sequence[int], parts: Sequence[int] = ()) 
     return held
 
 
+def where(value: Tensor, places: Tensor) -> Tensor:
+    """Where in this rank's flat piece numbers of the flat whole lie, -1 for those that lie elsewhere.
+
+    Args:
+        places: int64; of a tensor cut along data alone.
+    """
+    if not isinstance(value, DTensor):
+        return places
+    at = value.device_mesh.get_coordinate()
+    assert at is not None
+    here = torch.arange(value.numel()).view(value.shape)[grid(place(value, at))].reshape(-1)  # ascending
+    found = torch.searchsorted(here, places)
+    return torch.where(torch.isin(places, here), found, -1)
+
+
 def grid(held: list[Tensor]) -> tuple[Tensor, ...]:
     """Indices that pick these places along every dimension at once."""
     return tuple(index.view([-1 if d == n else 1 for d in range(len(held))]) for n, index in enumerate(held))

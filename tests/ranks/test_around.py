@@ -32,6 +32,7 @@ METHODS = {
     "lcsc": {"latest": 2, "every": 1, "trials": 10, "times": 2},
     "lisa": {"layers": 1, "every": 2},
     "spsa": {"radius": 1e-2, "directions": 2},
+    "deep_zero": {"radius": 1e-2, "keep": 0.002, "directions": 2},
     "con_adv": {"size": 0.2},
     "qk_clip": {"limit": 0.05},
     "tract": {"match": "embed.weight"},
@@ -72,7 +73,7 @@ CASES = [
     pytest.param(*FULL, HUTCHINSON, [], id="sophia by hutchinson, shards"),
     pytest.param(*TENSOR, HUTCHINSON, [], id="sophia by hutchinson, tensor"),
     pytest.param(*FULL, ADAMW, [*AVERAGE, *NOISE], id="ema, shards"),
-    *(pytest.param(*FULL, SGD if name == "spsa" else ADAMW, beside(name), id=f"{name}, shards") for name in METHODS),
+    *(pytest.param(*FULL, SGD if name in ("spsa", "deep_zero") else ADAMW, beside(name), id=f"{name}, shards") for name in METHODS),
 ]
 
 
@@ -95,6 +96,6 @@ def refused(mesh: dict[str, int], optim: dict[str, Any], around: list[dict[str, 
     return ""
 
 
-@pytest.mark.parametrize(("mesh", "around"), [({"data": 2}, ["deep_zero"]), ({"tensor": 2}, ["spsa"])])
+@pytest.mark.parametrize(("mesh", "around"), [({"tensor": 2}, ["deep_zero"]), ({"tensor": 2}, ["spsa"])])
 def test_what_needs_whole_tensors_refuses_sharded_ones(ranks, mesh, around):
     assert all("needs whole tensors" in said for said in ranks(refused, mesh, ADAMW, around, count=2))

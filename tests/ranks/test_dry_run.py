@@ -242,7 +242,7 @@ def test_what_layers_are_made_of_is_counted(capsys):
     ("asked", "said"),
     [
         (["train.optim=[{name = 'sophia', states = '8bit'}]"], "needs whole tensors"),
-        (["train.around=['deep_zero']"], "needs whole tensors"),
+        (["train.around=['deep_zero']", "train.mesh.tensor=2"], "needs whole tensors"),
         (["train.around=['qk_clip']"], "normalised"),
         (["train.adapt='relora'", "train.around=['ema']", "train.parallel.shard='none'"], "stand for something else"),
     ],

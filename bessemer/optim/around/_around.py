@@ -19,14 +19,12 @@ class Around(torch.optim.Optimizer):
 
     Attributes:
         sharded: whether it works on parameters that lie on several ranks.
-        why: it doesn't, if it doesn't.
         needs_gradients: whether it reads or changes the whole gradient before the update.
         model: whose parameters they are.
         names: each parameter's name.
     """
 
     sharded: ClassVar[bool] = False
-    why: ClassVar[str] = ""
     needs_gradients: bool = True
 
     def __init__(self, params: Any, model: nn.Module) -> None:
@@ -36,7 +34,7 @@ class Around(torch.optim.Optimizer):
         group = self.param_groups[0]
         self.names: dict[Tensor, str] = dict(zip(group["params"], group.get("names") or map(str, range(len(group["params"]))), strict=True))
         if not self.sharded and any(isinstance(p, DTensor) for p in self.names):
-            raise RecipeError(f"{type(self).__name__} needs whole tensors, and this run shards its parameters{self.why}", key="around")
+            raise RecipeError(f"{type(self).__name__} needs whole tensors, and this run shards its parameters", key="around")
 
     @property
     def plain(self) -> dict[str, Any]:

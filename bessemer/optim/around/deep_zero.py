@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bessemer.core import rng
+from bessemer.core import rng, shards
 from bessemer.core.ranges import Count, Part, Positive
 from bessemer.optim._probe import Probe, Reuse, weights
 from bessemer.optim.around.spsa import ZerothOrder
@@ -29,9 +29,6 @@ class DeepZero(ZerothOrder):
         seed: of directions and coordinates.
     """
 
-    sharded = False
-    why = ": it moves single coordinates, which one rank has"
-
     def __init__(self, params: Any, model: nn.Module, *, radius: Positive = 5e-3, keep: Part = 0.1, directions: Count = 20, seed: int = 0) -> None:
         self.radius, self.keep, self.directions, self.seed = radius, keep, directions, seed
         super().__init__(params, model)
@@ -46,14 +43,18 @@ class DeepZero(ZerothOrder):
                 parameter.grad = self.estimate(reuse, parameter, reuse.first_after(name), self.coordinates(parameter, share, probe.progress.step))
 
     def estimate(self, reuse: Reuse, parameter: Tensor, first: int, coordinates: Tensor) -> Tensor:
-        """Forward differences at these places of a parameter that no block before `first` reads."""
-        found, flat = torch.zeros_like(parameter).view(-1), parameter.detach().view(-1)
-        for place in coordinates.tolist():
-            before = flat[place].clone()
-            flat[place] += self.radius
-            found[place] = (reuse.loss(first) - reuse.base) / float(flat[place] - before)
-            flat[place] = before
-        return found.view_as(parameter)
+        """Forward differences at these places of a parameter that no block before `first` reads; ranks that hold the place move it."""
+        found = torch.zeros_like(parameter)
+        here, flat = shards.local(found).view(-1), shards.local(parameter.detach()).view(-1)
+        for place in shards.where(parameter, coordinates).tolist():
+            if place >= 0:
+                before = flat[place].clone()
+                flat[place] += self.radius
+            change = reuse.loss(first) - reuse.base
+            if place >= 0:
+                here[place] = change / float(flat[place] - before)
+                flat[place] = before
+        return found
 
     def coordinates(self, parameter: Tensor, share: float, step: int) -> Tensor:
         """Places drawn for this step: a function of the seed, the step and the parameter's name."""
@@ -67,9 +68,10 @@ class DeepZero(ZerothOrder):
         with weights({p: p.detach() + self.radius * g for p, g in here.items()}):
             there = self.random_gradient(probe)
         scores = [-p.detach() * (there[p] - here[p]) / self.radius for p in self.names]
-        every = torch.cat([score.reshape(-1) for score in scores])
+        whole = [shards.whole(score).reshape(-1) for score in scores]
+        every = torch.cat(whole)
         limit = every.kthvalue(max(1, round(self.keep * every.numel()))).values
-        return [float((score <= limit).double().mean()) for score in scores]
+        return [float((score <= limit).double().mean()) for score in whole]
 
     def random_gradient(self, probe: Probe) -> dict[Tensor, Tensor]:
         """The mean of forward differences along random directions."""

@@ -20,6 +20,16 @@ class ZerothOrder(Around):
     """What estimators of the gradient share: nothing is differentiated, and the estimate is put where the gradient would be."""
 
     sharded = True
+    seed: int = 0
+
+    def __init__(self, params: Any, model: nn.Module) -> None:
+        super().__init__(params, model)
+        if any(isinstance(p, DTensor) and not set(p.device_mesh.mesh_dim_names or ()) <= set(shards.DATA) for p in self.names):
+            raise RecipeError(
+                f"{type(self).__name__} needs whole tensors or shards of data: its estimates under tensor parallelism are not one process's",
+                key="around",
+                mend="mesh.tensor = 1 and mesh.expert = 1",
+            )
 
     def begin(self, progress: Progress) -> None:
         """Switches the backward pass off."""
@@ -32,8 +42,6 @@ class ZerothOrder(Around):
         name = self.names[parameter]
         drawn = torch.randn(parameter.shape, generator=rng.generator(self.seed, *map(str, key), name))
         return laid_out(drawn.to(parameter.device, parameter.dtype), parameter, probe.engine.layout.parts.get(name, ()))
-
-    seed: int = 0
 
     def slope(self, probe: Probe, direction: dict[Tensor, Tensor], radius: float, base: float | None = None) -> float:
         """The loss's derivative along a direction by central differences, or by forward ones from a known loss."""
@@ -62,12 +70,6 @@ class Spsa(ZerothOrder):
     def __init__(self, params: Any, model: nn.Module, *, radius: Positive = 1e-3, directions: Count = 1, seed: int = 0) -> None:
         self.radius, self.directions, self.seed = radius, directions, seed
         super().__init__(params, model)
-        if any(isinstance(p, DTensor) and not set(p.device_mesh.mesh_dim_names or ()) <= set(shards.DATA) for p in self.names):
-            raise RecipeError(
-                "needs whole tensors or shards of data: its estimates under tensor parallelism are not one process's",
-                key="around.spsa",
-                mend="mesh.tensor = 1",
-            )
 
     @torch.no_grad()
     def prepare(self, probe: Probe) -> None:
