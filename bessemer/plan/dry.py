@@ -95,7 +95,7 @@ class Found:
     Attributes:
         parameters: its own shards; this, gradients, optimizer and activations for every rank: [ranks].
         gradients: between forward passes: as large as the shards, or as the whole where sharding waits for the last micro-batch.
-        optimizer: state of what moves parameters, without that of methods around it; None where its step can't be tried without numbers.
+        optimizer: state of what moves parameters and of what acts around it; None where its step can't be tried without numbers.
         activations: what the forward passes under way keep for their backward passes, parameters aside: one's, or of a pipeline as many as its
             schedule has under way at once.
         gathered: the largest block's parameters, whole, and the next one's, while they are worked with.
@@ -308,14 +308,14 @@ def _try(plan: Plan, world: World, chosen: dict[Any, list[int]] | None) -> tuple
     for number, (batch, times) in enumerate(kinds):
         if number or times != 1:
             found = found.plus(take(batch, first).plus(base, -1.0), times - (number == 0))
-    optimizers.build(model, plan.optim, parameter_roles(model), plan.around)  # which may refuse what the mesh made of the parameters
+    every = _every_block(plan, model, chosen)
+    moving = optimizers.build(every, plan.optim, parameter_roles(every), plan.around)  # which may refuse what the mesh made of the parameters
     found.parameters = holds.parameters(model, world)
     found.gradients = holds.gradients(model, world, layout)
-    whole = None if state is None else _state(plan, _kinds(_skeleton(plan)))  # as many ranks as there are share out all blocks, not these few
-    if state is not None and whole is not None:
-        found.optimizer = holds.own_state(state, model, world) + holds.kept_alone(whole, model, _all_named(plan, model, chosen), world)
-    else:
-        found.optimizer = None
+    found.optimizer = None
+    if state is not None:
+        alone = holds.kept_alone(_state(plan, _kinds(every)) or {}, every, world)
+        found.optimizer = holds.own_state(state, model, world) + alone + holds.beside(moving.around, every, world)
     found.gathered = found.parameters * 0 + holds.gathered(model, layout, plan.parallel, plan.dtype)
     share = plan.parallel.budget if budget else 1.0
     kept = [share * each for each in kept]
@@ -325,16 +325,21 @@ def _try(plan: Plan, world: World, chosen: dict[Any, list[int]] | None) -> tuple
     return found, steps.under_way(plan, layout.stages, first, round(sum(times for _, times in kinds)), kept)
 
 
-def _all_named(plan: Plan, model: Any, chosen: dict[Any, list[int]] | None) -> dict[str, nn.Parameter]:
-    """The parameters of this place of the pipe axis by name, with blocks that are here standing in for others like them."""
-    found = {name: p for name, p in model.named_parameters() if not p.is_meta}
-    if chosen is None:
-        return found
-    places = {number: place for place, number in enumerate(sorted(n for blocks in chosen.values() for n in blocks))}
-    every = {name: p for name, p in found.items() if not name.startswith("blocks.")}
-    for kind, numbers in _kinds(_skeleton(plan)).items():
-        own = dict(model.blocks[places[chosen[kind][0]]].named_parameters())
-        every |= {f"blocks.{number}.{name}": p for number in numbers for name, p in own.items()}
+def _every_block(plan: Plan, model: Any, chosen: dict[Any, list[int]] | None) -> Any:
+    """The whole model with the parameters that this rank's part of it has, where blocks stand in for others like them; the rest is on meta."""
+    held = {name: p for name, p in model.named_parameters() if not p.is_meta}
+    every = _skeleton(plan)
+    if chosen is not None:
+        places = {number: place for place, number in enumerate(sorted(n for blocks in chosen.values() for n in blocks))}
+        blocks = [(f"blocks.{n}.", f"blocks.{places[chosen[kind][0]]}.") for kind, numbers in _kinds(every).items() for n in numbers]
+        rest = {name: p for name, p in held.items() if not name.startswith("blocks.")}
+        held = rest | {own + name.removeprefix(other): p for own, other in blocks for name, p in held.items() if name.startswith(other)}
+    names, made = {id(p): name for name, p in every.named_parameters()}, dict[int, nn.Parameter]()
+    for place, old in list(every.named_parameters(remove_duplicate=False)):
+        if names[id(old)] in held:
+            module, _, leaf = place.rpartition(".")
+            found = held[names[id(old)]]
+            every.get_submodule(module)._parameters[leaf] = made.setdefault(id(old), nn.Parameter(found.detach(), found.requires_grad))
     return every
 
 

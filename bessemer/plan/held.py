@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
@@ -17,6 +18,7 @@ from bessemer.core.mesh import AXES, FOLDED, World
 from bessemer.core.registry import Choice
 from bessemer.models.transfer import parameter_roles
 from bessemer.optim._owners import owners_of
+from bessemer.optim.around._around import Around
 from bessemer.parallel.expert import products
 from bessemer.parallel.layout import Layout
 from bessemer.parallel.levels import Levels
@@ -195,15 +197,12 @@ def own_state(state: State, model: nn.Module, world: World) -> numpy.ndarray[Any
     return found
 
 
-def kept_alone(state: State, model: nn.Module, named: dict[str, Any], world: World) -> numpy.ndarray[Any, Any]:
-    """Bytes of optimizer state of each rank that it has for all that hold pieces of a parameter.
-
-    Args:
-        named: all parameters of this place of the pipe axis, by name; ones of the same shape may stand in for each other.
-    """
+def kept_alone(state: State, model: nn.Module, world: World) -> numpy.ndarray[Any, Any]:
+    """Bytes of optimizer state of each rank that it has for all that hold pieces of a parameter; the model has every block."""
     found, shared = numpy.zeros(world.mesh.ranks), dict[tuple[int, Any, bool], list[tuple[Any, int]]]()
     routed = {id(p) for product in products(model) for p in product.parameters()}
-    for name, parameter in named.items():
+    parameter: Any
+    for name, parameter in model.named_parameters():
         owned = [(where, size) for where, size in state.get(name, []) if where not in (ALIKE, COPIED)]
         if owned and shards.pieces(parameter) > 1:
             shared.setdefault((owned[0][0], parameter.device_mesh, id(parameter) in routed), []).append((parameter, sum(size for _, size in owned)))
@@ -215,6 +214,15 @@ def kept_alone(state: State, model: nn.Module, named: dict[str, Any], world: Wor
         for (_, size), owner in zip(members, owners_of([p for p, _ in members], mesh.size()), strict=True):
             held[owner] += size
         found += held[place]
+    return found
+
+
+def beside(methods: Sequence[Around], model: nn.Module, world: World) -> numpy.ndarray[Any, Any]:
+    """Bytes of each rank of what methods around the update come to hold; the model has every block."""
+    found, counts = numpy.zeros(world.mesh.ranks), by_rank(model, world)
+    for method in methods:
+        for parameter, name in method.names.items():
+            found = found + method.copies * parameter.element_size() * counts[name]
     return found
 
 

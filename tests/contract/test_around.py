@@ -54,6 +54,17 @@ def test_continues_from_a_checkpoint_bit_by_bit(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_it_comes_to_hold_the_numbers_it_says(name):
+    """Which the dry run counts."""
+    made = toy(name)
+    for _ in range(8):
+        made.step()
+    method = made.optimizers.around[0]
+    held = sum(value.numel() for state in method.state.values() for value in state.values() if isinstance(value, torch.Tensor) and value.ndim)
+    assert held == method.copies * sum(p.numel() for p in method.names)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_retried_step_is_the_same_step(name):
     """The guard may ask for a step's gradient again, or drop it: nothing that `prepare` found may have stayed."""
     once, twice = toy(name), toy(name)

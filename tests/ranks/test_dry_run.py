@@ -223,6 +223,16 @@ def test_every_tasks_own_parameters_are_counted(capsys, recipe, asked, untried):
     assert (whole > bare) == (recipe == "joint" or "electra" in asked[0])
 
 
+def test_what_acts_around_an_update_is_counted_and_sees_every_block(capsys):
+    held = {}
+    for around in ("[]", "['ema']", "[{name = 'lisa', layers = 4}]"):
+        assert main(["run", "tiny", f"train.around={around}", "--dry-run", "--ranks", "2", "--json"]) == 0
+        held[around] = json.loads(capsys.readouterr().out)["stages"]["train"]["ranks"][0]
+    assert held["['ema']"]["optimizer_bytes"] == held["[]"]["optimizer_bytes"] + held["[]"]["parameters_bytes"]
+    assert main(["run", "tiny", "train.around=[{name = 'lisa', layers = 9}]", "--dry-run", "--ranks", "2"]) == 2
+    assert "9 of 8 layers" in capsys.readouterr().err
+
+
 def test_ranks_that_do_not_fit_are_refused(capsys):
     assert main(["run", "tiny", "train.mesh.tensor=3", "--dry-run", "--ranks", "8"]) == 2
     assert "takes 3 ranks, and 8 are asked for" in capsys.readouterr().err

@@ -20,12 +20,14 @@ class Around(torch.optim.Optimizer):
     Attributes:
         sharded: whether it works on parameters that lie on several ranks.
         needs_gradients: whether it reads or changes the whole gradient before the update.
+        copies: how many numbers it comes to hold for each of a parameter's.
         model: whose parameters they are.
         names: each parameter's name.
     """
 
     sharded: ClassVar[bool] = False
     needs_gradients: bool = True
+    copies: int = 0
 
     def __init__(self, params: Any, model: nn.Module) -> None:
         super().__init__(params, {})

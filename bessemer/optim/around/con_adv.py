@@ -28,6 +28,7 @@ class ConAdv(Around):
     """
 
     sharded = True
+    copies = 2
 
     def __init__(self, params: Any, model: nn.Module, *, size: NonNegative = 0.1, share: Share = 0.5) -> None:
         self.size, self.share = size, share

@@ -26,6 +26,7 @@ class Ema(Around):
 
     sharded = True
     needs_gradients = False
+    copies = 1
 
     def __init__(self, params: Any, model: nn.Module, *, decay: Decay = 0.999, warm: bool = True) -> None:
         self.decay, self.warm = decay, warm

@@ -29,7 +29,7 @@ class Lawa(Around):
     needs_gradients = False
 
     def __init__(self, params: Any, model: nn.Module, *, latest: Count = 5, every: Count = 50) -> None:
-        self.latest, self.every = latest, every
+        self.latest, self.every, self.copies = latest, every, latest
         super().__init__(params, model)
         refuse_changing(self)
 
