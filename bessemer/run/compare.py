@@ -67,6 +67,8 @@ def compare(
     share = seeds / (seeds + TRIAL * compare_tune.trials(tune))
     search = compare_tune.search_optuna(tune, base.seed) if tuner == "optuna" and tune else compare_tune.search_grid(tune)
     bench.check(variants, tune, seeds, share)
+    if smoke and limit.unit is not None:
+        bench.watch.note("compare", f"a smoke test trains each variant for a moment, whatever the budget of {budget}")
     for variant in variants:
         bench.tune(variant, tune, search, TRIAL * share)
         for seed in range(seeds):
@@ -119,6 +121,14 @@ class Bench:
             for recipe in plans:
                 self._rehearse(recipe)
             self.stages.append(_made_by(plans[0], training(plans[0])))
+            same = variants[self.stages.index(self.stages[-1])]
+            if same is not variant:
+                key = next((key for key in variant.settings if variant.settings[key] != same.settings[key]), "--vary")
+                raise BessemerError(
+                    f"{same.name} and {variant.name} are the same training",
+                    key=key,
+                    mend="vary what the training, or a stage before it, is made of",
+                )
 
     def _rehearse(self, recipe: Recipe) -> None:
         step = next(step for step in wiring.plan(recipe) if step.stage.name == training(recipe))
