@@ -97,7 +97,7 @@ def _job(each: dict[str, Tensor], rows: int, columns: int) -> bytes:
     return _MATRIX.pack(*[each[key].data_ptr() if key in each else 0 for key in FIELDS], rows, columns, rows >= columns)
 
 
-_SLIM = struct.Struct("7P2qf4x2i")
+_SLIM = struct.Struct("7P2qf4xi4x")
 """As `slim` in _kernels.c."""
 
 
@@ -106,17 +106,16 @@ def reaches(*tensors: Tensor) -> bool:
     return _reaching(*tensors) is not None
 
 
-def slim_job(on: Sequence[Tensor], low: int, shape: Sequence[int], size: float, fresh: bool) -> bytes:
+def slim_job(on: Sequence[Tensor], low: int, shape: Sequence[int], size: float) -> bytes:
     """A matrix for `slim_steps`.
 
     Args:
         on: its weight, its gradient, the vector it is projected on, both moments and the last update's norm.
         low: the address of room for as many numbers as its longer side has.
         size: of the update.
-        fresh: whether there was no update yet.
     """
     weight, gradient, basis, *kept = (t.data_ptr() for t in on)
-    return _SLIM.pack(weight, gradient, basis, low, *kept, *shape, size, shape[0] >= shape[1], fresh)
+    return _SLIM.pack(weight, gradient, basis, low, *kept, *shape, size, shape[0] >= shape[1])
 
 
 def slim_steps(weights: Sequence[Sequence[bytes]], numbers: Sequence[float]) -> list[bool]:

@@ -267,11 +267,11 @@ void scaled(const matrix *all, long count, int by, float size, float shrink) {
 typedef struct {
     float *weight;
     const float *gradient, *basis;
-    float *low, *first, *second, *norm; /* norm: of the last update, which limits this one's, unless there was none */
+    float *low, *first, *second, *norm; /* norm: of the last update, which limits this one's, 0 for none */
     long rows, columns;
     float size; /* of the update, and its gradient's norm, which is found here */
     float whole;
-    int tall, fresh;
+    int tall;
 } slim;
 
 static void project(slim *a) {
@@ -310,8 +310,8 @@ static void move_slim(const slim *a, const float *numbers) {
     const float inside = norm_of(a->low, channels), shrink = numbers[4], limit = numbers[5];
     directions_of(a->low, a->low, a->first, a->second, channels, numbers, 1.0f);
     const float factor = norm_of(a->low, channels) / (inside + 1e-8f), norm = factor * a->whole;
-    const float grown = norm / (*a->norm + 1e-8f), divisor = a->fresh || grown < limit ? 1 : grown / limit;
-    *a->norm = norm / divisor;
+    const float grown = norm / (*a->norm + 1e-8f), divisor = !(*a->norm > 0) || grown < limit ? 1 : grown / limit;
+    if (norm > 0) *a->norm = norm / divisor;
     const float by = -a->size * (factor / divisor);
     float *restrict to = a->weight;
     const float *restrict from = a->gradient;

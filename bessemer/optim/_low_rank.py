@@ -206,16 +206,14 @@ def subtract(batch: Sequence[Matrix], factors: Sequence[Tensor], size: float, sh
 def norm_growth(batch: list[Matrix], norms: list[Tensor], limit: float) -> list[Tensor]:
     """What updates are divided by so that their norms grow by at most `limit` a step (Chen et al. 2024, Fira, equation 8).
 
-    The norms let through are kept in the matrices' states; a matrix's first is let through as it is.
+    The norms let through are kept in the matrices' states; a matrix's first is let through as it is. Updates of zero don't count, or one of
+    them (an expert without tokens, factors beside zeros) would hold back all that come after it for thousands of steps.
     """
-    fresh = ["norm" not in matrix for matrix in batch]
-    now = torch.stack(norms)
-    before = torch.stack([norm if new else matrix["norm"] for matrix, norm, new in zip(batch, norms, fresh, strict=True)])
+    for matrix, norm in zip(batch, norms, strict=True):
+        if "norm" not in matrix:
+            matrix["norm"] = torch.zeros_like(norm)
+    now, before = torch.stack(norms), torch.stack([matrix["norm"] for matrix in batch])
     grown = (now / (before + 1e-8)).clamp(min=limit) / limit
-    divisors = torch.where(torch.tensor(fresh, device=now.device), torch.ones_like(now), grown)
-    passed = (now / divisors).unbind()
-    for matrix, norm, new in zip(batch, passed, fresh, strict=True):
-        if new:
-            matrix["norm"] = norm.clone()
-    torch._foreach_copy_([matrix["norm"] for matrix in batch], passed)
+    divisors = torch.where(before > 0, grown, 1.0)
+    torch._foreach_copy_([matrix["norm"] for matrix in batch], torch.where(now > 0, now / divisors, before).unbind())
     return list(divisors.unbind())

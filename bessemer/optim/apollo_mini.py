@@ -74,8 +74,7 @@ class ApolloMini(Apollo):
             jobs.append([])
             for m in of:
                 basis = self.projection(min(m.weight.shape), step, m.gradient)
-                fresh = MOMENTS[0] not in m
-                jobs[-1].append(_fused.slim_job((m.weight, m.gradient, basis, *self._kept(m)), low, m.weight.shape, size, fresh))
+                jobs[-1].append(_fused.slim_job((m.weight, m.gradient, basis, *self._kept(m)), low, m.weight.shape, size))
                 low += max(m.weight.shape) * lows.element_size()
         lean, keep = 1.0 - self.betas[0], self.betas[1]
         numbers = lean, keep, 1.0 - keep, self.eps, 1.0 - group["lr"] * group["weight_decay"], self.limit

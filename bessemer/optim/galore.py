@@ -72,11 +72,12 @@ class Galore(LowRank):
         run(chains)
 
     def basis(self, matrix: Matrix, step: int) -> Tensor:
-        """The projection, [shorter side, r], renewed when that is due."""
+        """The projection, [shorter side, r], renewed when that is due, but not by a gradient of zeros, such as an expert's without tokens."""
         gradient = matrix.gradient
-        if "projection" not in matrix or (step - 1) % self.refresh == 0:
-            matrix["projection"] = self.stored(leading(gradient, self.rank_of(*gradient.shape)))
-        return matrix["projection"].to(gradient.dtype)
+        rank = self.rank_of(*gradient.shape)
+        if ("projection" not in matrix or (step - 1) % self.refresh == 0) and gradient.any():
+            matrix["projection"] = self.stored(leading(gradient, rank))
+        return matrix["projection"].to(gradient.dtype) if "projection" in matrix else gradient.new_zeros(min(gradient.shape), rank)
 
     def sizes(self, group: Group, step: int) -> tuple[float, float]:
         """What weights are multiplied by, and updates."""

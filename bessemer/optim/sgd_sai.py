@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bessemer.core import shards
 from bessemer.core.ranges import Decay, NonNegative, Positive
 from bessemer.optim._blocks import States
 from bessemer.optim._rule import Group, Rule, finite, gradients, sweep
@@ -64,7 +65,10 @@ class SgdSai(Rule):
         shrink = 1.0 - group["lr"] * group["weight_decay"]
         whole = (group["largest"] if self.relative else 1.0) or 1.0
         for member in members:
-            size = group["lr"] * self.state[member].get("factor", 0.0) / whole
+            if "factor" not in self.state[member]:
+                shards.local(member.detach()).mul_(shrink)
+                continue
+            size = group["lr"] * self.state[member]["factor"] / whole
             keep = self.momentum if "exp_avg" in self.state[member] or "exp_avg.codes" in self.state[member] else 0.0
 
             def move(p: list[Tensor], g: list[Tensor], m: list[Tensor], size: float = size, keep: float = keep) -> None:

@@ -300,6 +300,24 @@ def test_experts_move_as_if_they_were_apart(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_of_zeros_holds_nothing_back(name):
+    """Experts without tokens and factors beside zeros begin with gradients of zero."""
+    made = torch.Generator().manual_seed(3)
+    weight, gradients = torch.randn(64, 48, generator=made), torch.randn(12, 64, 48, generator=made)
+    options = {k: v for k, v in SMALL.items() if k in registry.schema(registry.find("optim", name)).model_fields}
+    choice = registry.choose("optim", {"name": name, **options, "weight_decay": 0.0})
+    way = []
+    for zeros in ([], [0], [5]):
+        parameter = nn.Parameter(weight.clone())
+        optimizer = choice([{"params": [parameter]}])
+        for step, gradient in enumerate(gradients):
+            parameter.grad = torch.zeros_like(gradient) if step in zeros else gradient.clone()
+            optimizer.step()
+        way.append(float((parameter.detach() - weight).norm()))
+    assert min(way[1:]) > 0.7 * way[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_no_gradient_outlives_its_step(name):
     model = net(name)
     optimizer = build(name, model)

@@ -78,3 +78,23 @@ def test_apollo_redraws_its_projection_by_seed_and_turn():
     assert not torch.equal(first, one().projection(32, 11, like))
     assert not torch.equal(first, one(seed=1).projection(32, 1, like))
     assert abs(first.var() * 4 - 1) < 0.5
+
+
+@pytest.mark.parametrize("name", ["galore", "fira", "galore8bit"])
+def test_a_gradient_of_zeros_makes_no_projection(name):
+    """Singular vectors of nothing are any vectors, and they would be kept for `refresh` steps."""
+    made = torch.Generator().manual_seed(0)
+    late, fresh = (nn.Parameter(torch.ones(16, 8)) for _ in range(2))
+    optimizers = [registry.choose("optim", {"name": name, "rank": 2, "refresh": 4})([{"params": [p]}]) for p in (late, fresh)]
+    for parameter, optimizer in zip((late, fresh), optimizers, strict=True):
+        parameter.grad = torch.zeros(16, 8)
+        if parameter is late:
+            optimizer.step()
+            assert torch.equal(late, torch.ones(16, 8))
+        parameter.grad = torch.randn(16, 8, generator=made.manual_seed(1))
+        optimizer.step()
+    assert torch.equal(optimizers[0].state[late]["projection"], optimizers[1].state[fresh]["projection"])
+    late.grad = torch.zeros(16, 8)
+    for _ in range(4):
+        optimizers[0].step()
+    assert torch.equal(optimizers[0].state[late]["projection"], optimizers[1].state[fresh]["projection"])
