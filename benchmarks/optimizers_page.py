@@ -62,9 +62,9 @@ def rules() -> Iterator[str]:
 
 
 def _on_ranks(name: str) -> str:
-    """What moves where a parameter lies on several ranks: its pieces, or the whole on one of them."""
+    """What moves where a parameter lies on several ranks, in the words of docs/parallel.md."""
     made = registry.choose("optim", name)([{"params": [torch.nn.Parameter(torch.ones(2, 2))]}])
-    return "whole" if getattr(made, "whole", hasattr(made, "stacks")) else "pieces"
+    return "orthogonalised whole" if hasattr(made, "stacks") else "whole" if getattr(made, "whole", False) else "pieces"
 
 
 def _processor(result: dict[str, Any]) -> str:

@@ -7,8 +7,9 @@ counts where that matters; DTensor's own `full_tensor` would return such a weigh
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +40,25 @@ def group(mesh: DeviceMesh) -> Any:
     return _groups[ranks]
 
 
+def summed(of: Sequence[Tensor], values: Tensor) -> Tensor:
+    """Sums over the ranks that hold other pieces, in place; all ranks of sharded tensors call this together.
+
+    Args:
+        of: what the values are of.
+        values: [len(of), ...], what this rank's piece of each adds.
+    """
+    by_mesh: dict[DeviceMesh, list[int]] = {}
+    for number, value in enumerate(of):
+        if isinstance(value, DTensor) and pieces(value) > 1:
+            by_mesh.setdefault(value.device_mesh, []).append(number)
+    for mesh, which in by_mesh.items():
+        copies = [mesh.size() / pieces(of[n]) for n in which]
+        part = values[which] / torch.tensor(copies, dtype=values.dtype, device=values.device).view(-1, *[1] * (values.ndim - 1))
+        dist.all_reduce(part, group=group(mesh))
+        values[which] = part
+    return values
+
+
 def norms(tensors: Sequence[Tensor], held: Sequence[Tensor] | None = None) -> Tensor:
     """The tensors' norms, whole, in one row; all ranks of sharded ones call this together.
 
@@ -48,16 +68,9 @@ def norms(tensors: Sequence[Tensor], held: Sequence[Tensor] | None = None) -> Te
     if not tensors:
         return torch.zeros(0)
     found = torch.stack(torch._foreach_norm([local(t) for t in tensors] if held is None else list(held)))
-    by_mesh: dict[DeviceMesh, list[int]] = {}
-    for number, value in enumerate(tensors):
-        if isinstance(value, DTensor) and pieces(value) > 1:
-            by_mesh.setdefault(value.device_mesh, []).append(number)
-    for mesh, which in by_mesh.items():
-        copies = torch.tensor([mesh.size() / pieces(tensors[n]) for n in which], dtype=torch.float64, device=found.device)
-        squares = found[which].double().square_().div_(copies)  # which in float32 a small number's would be none
-        dist.all_reduce(squares, group=group(mesh))
-        found[which] = squares.sqrt_().to(found.dtype)
-    return found
+    if all(pieces(t) == 1 for t in tensors):
+        return found
+    return summed(tensors, found.double().square_()).sqrt_().to(found.dtype)  # in float32 a small number's square would be none
 
 
 def alike(piece: Tensor, value: Tensor) -> Tensor:
@@ -87,8 +100,8 @@ def rows_of(parts: Sequence[int], index: int, count: int) -> list[tuple[int, int
 def matrices(value: Tensor, parts: Sequence[int] = ()) -> list[Tensor]:
     """The matrices in a weight, as views [outputs, inputs]: itself, those stacked in it, those of each expert [experts, outputs, inputs].
 
-    The dimensions of a kernel after its first [outputs, inputs, height, width, ...] are all inputs; a vector is returned as it is. Of a weight
-    that lies on several ranks these are the pieces held here, empty ones for matrices that lie elsewhere altogether.
+    Three dimensions are experts'; those of a kernel [outputs, inputs, height, width, ...] after its first are all inputs; a vector is returned as
+    it is. Of a weight that lies on several ranks these are the pieces held here, empty ones for matrices that lie elsewhere altogether.
 
     Args:
         parts: rows of the matrices stacked in it, or in each expert's.
@@ -97,7 +110,7 @@ def matrices(value: Tensor, parts: Sequence[int] = ()) -> list[Tensor]:
     if here.ndim < 2:
         return [here]
     rows = list(parts) or [value.shape[outputs(value)]]
-    flat = here if here.ndim == 3 else here[None] if here.ndim == 2 else here.view(1, here.shape[0], -1)
+    flat = here if here.ndim == 3 else here[None] if here.ndim == 2 else here.view(here.shape[0], math.prod(here.shape[1:]))[None]
     if not isinstance(value, DTensor):
         return [part for matrix in flat for part in matrix.split_with_sizes(rows)]
     at = value.device_mesh.get_coordinate()
@@ -150,8 +163,9 @@ def whole(value: Tensor, parts: Sequence[int] = ()) -> Tensor:
             gathered = _gathered(value, gathered, axis, parts)
     found = local(value).new_empty(value.shape)
     for at, piece in gathered.items():
-        held = place(value, at, parts)
-        found[grid(held)] = piece.view([len(index) for index in held])
+        held = runs(value, at, parts)
+        for into, from_ in blocks(found, piece.view([length(each) for each in held]), held):
+            into.copy_(from_)
     return found
 
 
@@ -159,7 +173,7 @@ def _gathered(value: DTensor, held: dict[tuple[int, ...], Tensor], axis: int, pa
     """The pieces that all ranks along one axis of the mesh hold, by coordinate."""
     count = value.device_mesh.size(axis)
     keys = [[(*at[:axis], index, *at[axis + 1 :]) for at in sorted(held)] for index in range(count)]
-    sizes = [[math.prod(len(index) for index in place(value, at, parts)) for at in row] for row in keys]
+    sizes = [[math.prod(map(length, runs(value, at, parts))) for at in row] for row in keys]
     most = max(map(sum, sizes))
     mine = torch.cat([held[at] for at in sorted(held)])
     flat = mine.new_empty(count * most)
@@ -175,13 +189,17 @@ def coordinates(mesh: DeviceMesh) -> list[tuple[int, ...]]:
     return [tuple(place) for place in torch.cartesian_prod(*(torch.arange(size) for size in mesh.shape)).view(-1, mesh.ndim).tolist()]
 
 
-def place(value: DTensor, coordinate: Sequence[int], parts: Sequence[int] = ()) -> list[Tensor]:
-    """Which indices of the whole the rank at `coordinate` of the mesh holds, along each dimension: ascending within each stacked part.
+Run = tuple[int, int]
+"""Indices of neighbours: from the first to before the second."""
+
+
+def runs(value: DTensor, coordinate: Sequence[int], parts: Sequence[int] = ()) -> list[list[Run]]:
+    """Which indices of the whole the rank at `coordinate` of the mesh holds, along each dimension, as runs of neighbours in their order there.
 
     Args:
         parts: as given to `cut`.
     """
-    held = [torch.arange(size) for size in value.shape]
+    held: list[list[Run]] = [[(0, size)] for size in value.shape]
     names = value.device_mesh.mesh_dim_names or ("",) * value.device_mesh.ndim
     for axis in sorted(range(value.device_mesh.ndim), key=lambda axis: names[axis] in DATA):  # data is cut from what tensor and expert left
         placement: Any = value.placements[axis]
@@ -189,11 +207,56 @@ def place(value: DTensor, coordinate: Sequence[int], parts: Sequence[int] = ()) 
             continue
         dim, index, count = placement.dim, coordinate[axis], value.device_mesh.size(axis)
         if names[axis] in TENSOR and dim == outputs(value) and len(parts) > 1:
-            held[dim] = torch.cat([torch.arange(start, stop) for start, stop in rows_of(parts, index, count)])
+            held[dim] = rows_of(parts, index, count)
         else:
-            size = -(-len(held[dim]) // count)
-            held[dim] = held[dim][index * size : (index + 1) * size]
+            size = -(-length(held[dim]) // count)
+            held[dim] = _span(held[dim], index * size, (index + 1) * size)
     return held
+
+
+def length(found: Sequence[Run]) -> int:
+    """How many indices runs have."""
+    return sum(stop - start for start, stop in found)
+
+
+def _span(found: Sequence[Run], first: int, last: int) -> list[Run]:
+    """Runs of the indices from place `first` to before `last`."""
+    out, before = [], 0
+    for start, stop in found:
+        low, high = max(start, start + first - before), min(stop, start + last - before)
+        if low < high:
+            out.append((low, high))
+        before += stop - start
+    return out
+
+
+def blocks(whole: Tensor, piece: Tensor, held: Sequence[Sequence[Run]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views of a whole tensor and of a piece of it that hold the same numbers, and together all of the piece's.
+
+    Args:
+        piece: of the shape that the runs have.
+        held: along each dimension.
+    """
+    for found in itertools.product(*map(placed, held)):
+        there, here = whole, piece
+        for dim, (start, size, begin) in enumerate(found):
+            there, here = there.narrow(dim, start, size), here.narrow(dim, begin, size)
+        yield there, here
+
+
+def placed(found: Sequence[Run]) -> list[tuple[int, int, int]]:
+    """(first index, how many, where that lies in the piece) of each run that has any."""
+    out, begin = [], 0
+    for start, stop in found:
+        if stop > start:
+            out.append((start, stop - start, begin))
+        begin += stop - start
+    return out
+
+
+def place(value: DTensor, coordinate: Sequence[int], parts: Sequence[int] = ()) -> list[Tensor]:
+    """The same as indices: ascending within each stacked part."""
+    return [torch.cat([torch.arange(0), *(torch.arange(start, stop) for start, stop in found)]) for found in runs(value, coordinate, parts)]
 
 
 def where(value: Tensor, places: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from bessemer.core.errors import BessemerError
 from bessemer.optim import _fused
 from bessemer.optim._blocks import Packed, States, held, stored_bytes, zeros
 from bessemer.optim._matrices import parts_of
-from bessemer.optim._owners import Owners, by_mesh
+from bessemer.optim._owners import Cost, Owners, by_mesh, numbers, squared
 
 CHUNK = 1 << 17
 """Numbers of a tensor updated at a time on a processor: what an update reads and writes of them stays in the second-level cache."""
@@ -75,6 +75,11 @@ class Rule(torch.optim.Optimizer):
         """Whether it moves whole tensors: of a parameter that ranks hold pieces of one rank keeps all state."""
         return not self.elementwise or self.states != "full"
 
+    @property
+    def cost(self) -> Cost:
+        """What moving a parameter takes, by which ranks share out those that they hold pieces of."""
+        return numbers if self.elementwise else squared
+
     def keeps(self, parameter: Tensor) -> bool:
         """Whether state of a parameter lies on this rank; all ranks ask together the first time."""
         if not self.whole or shards.pieces(parameter) == 1:
@@ -101,7 +106,7 @@ class Rule(torch.optim.Optimizer):
             for group in self.param_groups:
                 parts |= parts_of(group)
             members = by_mesh([p for group in self.param_groups for p in group["params"]])
-            self.owners = [Owners(lie, [parts[id(p)] for p in lie]) for lie in members]
+            self.owners = [Owners(lie, [parts[id(p)] for p in lie], self.cost) for lie in members]
         return self.owners
 
     def _advance_pieces(self, owners: Owners) -> None:
@@ -116,7 +121,8 @@ class Rule(torch.optim.Optimizer):
         found = [p for _, p in members]
         if found:
             here = [shards.local(p) for p in found]
-            torch._foreach_copy_(here, owners.apply(found, [here, [shards.local(p.grad) for p in found]], move))
+            for moved in owners.apply(found, [here, [shards.local(p.grad) for p in found]], move):
+                torch._foreach_copy_([here[n] for n in moved], list(moved.values()))
 
     def _advance_as(self, group: Group, whole: dict[Tensor, tuple[Tensor, Tensor]]) -> None:
         """Advances parameters for which plain tensors stand in: (weight, gradient) of each."""
@@ -125,12 +131,14 @@ class Rule(torch.optim.Optimizer):
             weight.grad = gradient
             self.state[weight] = self.state[parameter]
             members.append(weight)
-        self.advance({**group, "params": members, "parts": [parts[id(p)] for p in whole]}, members)
-        for parameter, (weight, _) in whole.items():
-            weight.grad = None
-            self.state.pop(weight, None)
-            if not self.state[parameter]:
-                del self.state[parameter]
+        try:
+            self.advance({**group, "params": members, "parts": [parts[id(p)] for p in whole]}, members)
+        finally:
+            for parameter, (weight, _) in whole.items():
+                weight.grad = None
+                self.state.pop(weight, None)
+                if not self.state[parameter]:
+                    del self.state[parameter]
 
     def advance(self, group: Group, members: list[Tensor]) -> None:
         """Has `update` move those whose gradient is finite."""
@@ -158,9 +166,9 @@ class Rule(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, except that state keeps its own types: torch would turn codes into the parameter's type."""
         super().load_state_dict(state_dict)
-        numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        theirs = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         mine = chain.from_iterable(group["params"] for group in self.param_groups)
-        for number, parameter in zip(numbers, mine, strict=True):
+        for number, parameter in zip(theirs, mine, strict=True):
             for key, value in state_dict["state"].get(number, {}).items():
                 if isinstance(value, Tensor):
                     self.state[parameter][key] = value.detach().clone().to(parameter.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bessemer.core import shards
-from bessemer.optim._owners import Owners, by_mesh
+from bessemer.optim._owners import Owners, by_mesh, squared
 
 Change = Callable[[list[Tensor], list[Tensor], float], None]
 
@@ -37,7 +37,7 @@ class Stacks:
         """
         cut = [n for n, parameter in enumerate(parameters) if shards.pieces(parameter) > 1]
         if cut and self.owners is None:
-            self.owners = [Owners(lie, [self.parts[id(p)] for p in lie]) for lie in by_mesh(self.parameters)]
+            self.owners = [Owners(lie, [self.parts[id(p)] for p in lie], squared) for lie in by_mesh(self.parameters)]
         for owners in self.owners or []:
             lie = [n for n in cut if parameters[n] in owners]
             if lie:
@@ -52,8 +52,8 @@ class Stacks:
             self._apply_whole([(self.parts[id(parameters[n])], results[n], matrix) for n, (matrix,) in matrices.items()], change, -1.0)
             return results
 
-        updates = owners.apply(parameters, [pieces], orthogonal)
-        torch._foreach_add_([shards.local(p) for p in parameters], updates, alpha=-rate)
+        for updates in owners.apply(parameters, [pieces], orthogonal):
+            torch._foreach_add_([shards.local(parameters[n]) for n in updates], list(updates.values()), alpha=-rate)
 
     def _apply_whole(self, members: Sequence[tuple[tuple[int, ...], Tensor, Tensor]], change: Change, rate: float) -> None:
         """The same for whole matrices: (parts, what is changed, what the change is computed from)."""

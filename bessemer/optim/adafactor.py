@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bessemer.core.ranges import NonNegative, Positive
 from bessemer.optim._matrices import Matrix, matrices, shapes
+from bessemer.optim._owners import Cost, numbers
 from bessemer.optim._rule import Group, Rule
 
 
@@ -47,6 +48,11 @@ class Adafactor(Rule):
     ) -> None:
         self.decay, self.clip, self.relative, self.least, self.eps = decay, clip, relative, least, eps
         super().__init__(params, lr, weight_decay)
+
+    @property
+    def cost(self) -> Cost:
+        """Every number's; nothing is multiplied."""
+        return numbers
 
     def update(self, group: Group, members: list[Tensor]) -> None:
         """Divides the gradient by the root of the factored second moment."""

@@ -57,7 +57,7 @@ class Apollo(LowRank):
         products: Products = "float32",
     ) -> None:
         self.scale, self.by, self.limit, self.seed = scale, by, limit, seed
-        self.at_hand: dict[int, tuple[int, Tensor]] = {}
+        self.at_hand: dict[tuple[int, torch.dtype, torch.device], tuple[int, Tensor]] = {}
         self.found: dict[Tensor, list[Matrix]] = {}  # this step's matrices and their gradients' norms, by identity
         self.norms: dict[int, Tensor] = {}
         super().__init__(params, lr, weight_decay, betas, eps, rank, refresh, states, products)
@@ -65,11 +65,12 @@ class Apollo(LowRank):
     def projection(self, side: int, step: int, like: Tensor) -> Tensor:
         """[side, rank], normal with variance 1 / rank: a function of seed, side and how often it was renewed by this step."""
         turn = (step - 1) // self.refresh
-        kept = self.at_hand.get(side)
+        key = side, like.dtype, like.device
+        kept = self.at_hand.get(key)
         if kept is None or kept[0] != turn:
             rank = self.rank_of(side, side)
             drawn = torch.randn(side, rank, generator=rng.generator(self.seed, "apollo", side, turn)) / math.sqrt(rank)
-            kept = self.at_hand[side] = (turn, drawn.to(like))
+            kept = self.at_hand[key] = (turn, drawn.to(like))
         return kept[1]
 
     def advance(self, group: Group, members: list[Tensor]) -> None:

@@ -12,7 +12,7 @@ from bessemer.core import shards
 from bessemer.core.errors import RecipeError
 from bessemer.core.ranges import Count, Decay, NonNegative
 from bessemer.optim._newton_schulz import Polynomial, subtract_orthogonal
-from bessemer.optim._rule import finite
+from bessemer.optim._rule import finite, gradients
 from bessemer.optim._stacks import Stacks
 
 
@@ -68,15 +68,13 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every matrix that has a gradient."""
         for group, stacks in zip(self.param_groups, self.stacks, strict=True):
-            moving = [p for p in group["params"] if p.grad is not None]
-            if not any(shards.pieces(p) > 1 for p in moving):  # ranks that hold pieces must agree, which the loop's guard sees to
-                moving = finite(moving)
+            moving = finite([p for p in group["params"] if p.grad is not None])
             if not moving:
                 continue
-            gradients = [shards.local(p.grad) for p in moving]
+            slopes = [shards.local(slope) for slope in gradients(moving)]
             momenta = [shards.local(self._momentum(p)) for p in moving]
-            torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])
-            looking = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
+            torch._foreach_lerp_(momenta, slopes, 1.0 - group["momentum"])
+            looking = torch._foreach_lerp(slopes, momenta, group["momentum"]) if group["nesterov"] else momenta
             torch._foreach_mul_([shards.local(p) for p in moving], 1.0 - group["lr"] * group["weight_decay"])
             stacks.apply(moving, looking, partial(subtract_orthogonal, steps=group["steps"], polynomial=self.polynomial), group["lr"])
 

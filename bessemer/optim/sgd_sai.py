@@ -6,9 +6,10 @@ import math
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from bessemer.core import shards
+from bessemer.core import device, shards
 from bessemer.core.ranges import Decay, NonNegative, Positive
 from bessemer.optim._blocks import States
 from bessemer.optim._rule import Group, Rule, finite, gradients, sweep
@@ -55,7 +56,7 @@ class SgdSai(Rule):
                 self.state[member]["factor"] = factor
         largest = max((group.get("largest", 0.0) for group in self.param_groups), default=0.0)
         if largest == 0.0:
-            largest = max((self.state[p]["factor"] for p in fresh if "factor" in self.state[p]), default=0.0)
+            largest = _of_all_ranks(max((self.state[p]["factor"] for p in fresh if "factor" in self.state[p]), default=0.0))
         for group in self.param_groups:
             group["largest"] = largest
         super().step()
@@ -80,12 +81,28 @@ class SgdSai(Rule):
 
     def _factor(self, gradient: Any) -> float:
         """Norm over standard deviation; 1 for a single number, which has no deviation."""
-        if gradient.numel() < 2:
+        count = gradient.numel()
+        if count < 2:
             return 1.0
-        deviation, mean = torch.std_mean(gradient.float())
-        norm = math.sqrt(gradient.numel()) * math.hypot(float(deviation) * math.sqrt(1 - 1 / gradient.numel()), float(mean))
-        return norm / (float(deviation) + self.eps)
+        if shards.pieces(gradient) == 1:
+            deviation, mean = map(float, torch.std_mean(shards.local(gradient).float()))
+        else:
+            here = shards.local(gradient).double()
+            total, squares = shards.summed([gradient], torch.stack([here.sum(), here.square().sum()])[None])[0].tolist()
+            mean = total / count
+            deviation = math.sqrt(max(0.0, squares - count * mean * mean) / (count - 1))
+        norm = math.sqrt(count) * math.hypot(deviation * math.sqrt(1 - 1 / count), mean)
+        return norm / (deviation + self.eps)
 
     def state_bytes(self, shape: Any, width: int = 4, parts: Any = ()) -> int:
         """One state; the factor is a plain number."""
         return self.column_bytes(torch.Size(shape).numel(), width)
+
+
+def _of_all_ranks(value: float) -> float:
+    """The largest that any rank has: stages of a pipeline hold different tensors."""
+    if not dist.is_initialized():
+        return value
+    held = torch.tensor(value, dtype=torch.float64, device=device.device())
+    dist.all_reduce(held, op=dist.ReduceOp.MAX)
+    return float(held)

@@ -36,7 +36,7 @@ from bessemer.models.reparameterized import reparameterize
 from bessemer.models.transfer import parameter_roles, tensors
 from bessemer.parallel import pipeline
 from bessemer.parallel.order import Parallel, spread
-from bessemer.plan import formula, tasks
+from bessemer.plan import formula, tasks, update
 from bessemer.plan import held as holds
 from bessemer.plan import step as steps
 from bessemer.plan.held import Held, Ones
@@ -314,8 +314,9 @@ def _try(plan: Plan, world: World, chosen: dict[Any, list[int]] | None) -> tuple
     found.gradients = holds.gradients(model, world, layout)
     found.optimizer = None
     if state is not None:
-        alone = holds.kept_alone(_state(plan, _kinds(every)) or {}, every, world)
-        found.optimizer = holds.own_state(state, model, world) + alone + holds.beside(moving.around, every, world)
+        alone = update.kept_alone(_state(plan, _kinds(every)) or {}, moving.moving, every, world)
+        found.optimizer = holds.own_state(state, model, world) + alone + update.beside(moving.around, every, world)
+    found.traffic[0] += update.travels(moving.moving)
     found.gathered = found.parameters * 0 + holds.gathered(model, layout, plan.parallel, plan.dtype)
     share = plan.parallel.budget if budget else 1.0
     kept = [share * each for each in kept]

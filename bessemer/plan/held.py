@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy
@@ -17,20 +16,18 @@ from bessemer.core import shards
 from bessemer.core.mesh import AXES, FOLDED, World
 from bessemer.core.registry import Choice
 from bessemer.models.transfer import parameter_roles
-from bessemer.optim._owners import owners_of
-from bessemer.optim.around._around import Around
 from bessemer.parallel.expert import products
 from bessemer.parallel.layout import Layout
 from bessemer.parallel.levels import Levels
 from bessemer.parallel.order import Parallel
 from bessemer.train import optimizers
 
-ALIKE, COPIED = -2, -1
-State = dict[str, list[tuple[int, int]]]
+ALIKE, APART, COPIED = "alike", "apart", "copied"
+State = dict[str, list[tuple[str, int]]]
 """By parameter, for each tensor of an optimizer's state, where it lies, and its bytes for the whole of it.
 
-ALIKE: shaped like the parameter, and cut as that is. The number of an optimizer that moves whole tensors: of a parameter that ranks hold
-pieces of, one rank has it (optim/_owners.py). COPIED: all have it.
+ALIKE: shaped like the parameter, and cut as that is. APART: of a parameter that ranks hold pieces of, one rank has it (optim/_owners.py).
+COPIED: all have it.
 """
 
 
@@ -132,11 +129,11 @@ def state(choices: list[Choice], model: nn.Module, mode: Ones) -> State | None:
         except (DataDependentOutputException, DynamicOutputShapeException):
             return None
     found: State = {}
-    for number, optimizer in enumerate(built.optimizers):
+    for optimizer in built.optimizers:
         for moved, entries in optimizer.state.items():
             held = [value for value in entries.values() if isinstance(value, Tensor) and value.ndim]
             whole = getattr(optimizer, "whole", False)
-            lies = [number if whole else ALIKE if value.shape == moved.shape else COPIED for value in held]
+            lies = [APART if whole else ALIKE if value.shape == moved.shape else COPIED for value in held]
             found[names[id(moved)]] = [(where, value.numel() * value.element_size()) for where, value in zip(lies, held, strict=True)]
     return found
 
@@ -144,11 +141,11 @@ def state(choices: list[Choice], model: nn.Module, mode: Ones) -> State | None:
 def by_rank(model: nn.Module, world: World) -> dict[str, numpy.ndarray[Any, Any]]:
     """How many elements of each parameter of this place of the pipe axis each rank holds: int64 [ranks]."""
     routed: set[int] = {id(p) for product in products(model) for p in product.parameters()}
-    ordinary, folded = _coordinates(world, AXES), _coordinates(world, FOLDED)
+    ordinary, folded = coordinates(world, AXES), coordinates(world, FOLDED)
     return {name: _elements(p, folded if id(p) in routed else ordinary, world.mesh.ranks) for name, p in model.named_parameters() if not p.is_meta}
 
 
-def _coordinates(world: World, view: tuple[str, ...]) -> dict[str, numpy.ndarray[Any, Any]]:
+def coordinates(world: World, view: tuple[str, ...]) -> dict[str, numpy.ndarray[Any, Any]]:
     """Each rank's place along the axes of DTensors' meshes, by their names."""
     left, found = numpy.arange(world.mesh.ranks), {}
     for axis in reversed(view):
@@ -194,35 +191,6 @@ def own_state(state: State, model: nn.Module, world: World) -> numpy.ndarray[Any
                 found = found + size * counts / named[name].numel()
             elif where == COPIED or shards.pieces(named[name]) == 1:
                 found = found + size
-    return found
-
-
-def kept_alone(state: State, model: nn.Module, world: World) -> numpy.ndarray[Any, Any]:
-    """Bytes of optimizer state of each rank that it has for all that hold pieces of a parameter; the model has every block."""
-    found, shared = numpy.zeros(world.mesh.ranks), dict[tuple[int, Any, bool], list[tuple[Any, int]]]()
-    routed = {id(p) for product in products(model) for p in product.parameters()}
-    parameter: Any
-    for name, parameter in model.named_parameters():
-        owned = [(where, size) for where, size in state.get(name, []) if where not in (ALIKE, COPIED)]
-        if owned and shards.pieces(parameter) > 1:
-            shared.setdefault((owned[0][0], parameter.device_mesh, id(parameter) in routed), []).append((parameter, sum(size for _, size in owned)))
-    for (_, mesh, folded), members in shared.items():
-        coordinates, place = _coordinates(world, FOLDED if folded else AXES), numpy.zeros(world.mesh.ranks, dtype=numpy.int64)
-        for axis, count in zip(mesh.mesh_dim_names, mesh.shape, strict=True):
-            place = place * count + coordinates[axis]
-        held = numpy.zeros(mesh.size())
-        for (_, size), owner in zip(members, owners_of([p for p, _ in members], mesh.size()), strict=True):
-            held[owner] += size
-        found += held[place]
-    return found
-
-
-def beside(methods: Sequence[Around], model: nn.Module, world: World) -> numpy.ndarray[Any, Any]:
-    """Bytes of each rank of what methods around the update come to hold; the model has every block."""
-    found, counts = numpy.zeros(world.mesh.ranks), by_rank(model, world)
-    for method in methods:
-        for parameter, name in method.names.items():
-            found = found + method.copies * parameter.element_size() * counts[name]
     return found
 
 

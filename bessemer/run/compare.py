@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,8 @@ def compare(
     share = seeds / (seeds + TRIAL * compare_tune.trials(tune))
     search = compare_tune.search_optuna(tune, base.seed) if tuner == "optuna" and tune else compare_tune.search_grid(tune)
     bench.check(variants, tune, seeds, share)
-    if smoke and limit.unit is not None:
-        bench.watch.note("compare", f"a smoke test trains each variant for a moment, whatever the budget of {budget}")
+    if smoke:
+        bench.watch.note("compare", "a smoke test trains each variant for a moment in one process, whatever its budget and its mesh")
     for variant in variants:
         bench.tune(variant, tune, search, TRIAL * share)
         for seed in range(seeds):
@@ -77,7 +78,8 @@ def compare(
         raise bench.failures[0]
     made_of = digest([base.plain(), budget, dict(tune), tuner if tune else "", smoke, share])
     variants += _earlier(place, made_of, [variant.settings for variant in variants])
-    table: dict[str, Any] = {"recipe": base.name, "budget": budget, "seeds": seeds, "tune": tune, "made_of": made_of, "first": variants[0].name}
+    spent = "a smoke test's" if smoke else budget
+    table: dict[str, Any] = {"recipe": base.name, "budget": spent, "seeds": seeds, "tune": tune, "made_of": made_of, "first": variants[0].name}
     table["variants"] = rows(variants, target, limit)
     from bessemer.run.compare_page import write
 
@@ -113,6 +115,7 @@ class Bench:
 
         What only data, or an earlier model, can tell comes out later, and is then the variant's own failure.
         """
+        self._one_name_each(list(variants[0].settings), variants[0].settings)
         for variant in variants:
             plans = [self.recipe(variant.settings, seed, share) for seed in range(seeds)]
             if tune:
@@ -129,6 +132,18 @@ class Bench:
                     key=key,
                     mend="vary what the training, or a stage before it, is made of",
                 )
+
+    def _one_name_each(self, keys: list[str], settings: dict[str, Any]) -> None:
+        """Refuses two keys that mean the same."""
+        recipe = recipes.read(self.source, self.given | settings)
+        train, full = training(recipe), dict[str, str]()
+        for key in keys:
+            with suppress(RecipeError):  # another stage's
+                name, _ = compare_tune.own_value(recipe, train, key)
+                if full.setdefault(name, key) != key:
+                    raise BessemerError(
+                        f"'{full[name]}' and '{key}' are the same key", key="--vary", mend=f"write all its values at once: {key}=a,b,c"
+                    )
 
     def _rehearse(self, recipe: Recipe) -> None:
         step = next(step for step in wiring.plan(recipe) if step.stage.name == training(recipe))

@@ -76,7 +76,7 @@ def parse_vary(texts: list[str]) -> dict[str, list[Any]]:
             raise BessemerError(f"'{key}' is varied twice", key="--vary", mend=f"write all its values at once: {key}=a,b,c")
         out[key] = [recipes.parse_value(value.strip()) for value in _split(values)]
         if len({repr(value) for value in out[key]}) < len(out[key]):
-            raise BessemerError(f"'{text}' names a value twice", key="--vary")
+            raise BessemerError(f"'{text}' names a value twice", key="--vary", mend="leave one of them out")
     return out
 
 
@@ -113,6 +113,8 @@ def parse_budget(text: str | None) -> Budget:
         value = _amount(amount)
         if name not in LEAST or name in found or not LEAST[name] <= value < float("inf"):
             raise BessemerError(f"'{text}' is no budget", key="--budget", mend="write tokens=2M, steps=500, seconds=60, flops=1P or memory=2G")
+        if name == "steps" and value % 1:
+            raise BessemerError(f"'{text}' is no number of steps", key="--budget", mend=f"write steps={math.ceil(value)}")
         found[name] = value
     memory = found.pop("memory", None)
     if len(found) > 1:

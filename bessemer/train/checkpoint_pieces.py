@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 import torch
@@ -37,8 +37,7 @@ class Pieces(Tensor):
         made.local = shards.local(value.detach())
         coordinate = value.device_mesh.get_coordinate()
         assert coordinate is not None
-        held = shards.place(value, coordinate, parts)
-        made.chunks = [] if any(len(index) == 0 for index in held) else list(_chunks(held))
+        made.chunks = list(_chunks(shards.runs(value, coordinate, parts)))
         return made
 
     def to_local(self) -> Tensor:
@@ -89,17 +88,11 @@ def _parts_of(name: str, value: Tensor, parts: Mapping[str, Sequence[int]]) -> S
     kind, _, rest = name.partition(".")
     parameter = rest if kind == "model" else rest.rpartition(".")[0]
     cut = parts.get(parameter, ())
-    return cut if cut and value.shape[max(0, value.ndim - 2)] == sum(cut) else ()
+    return cut if cut and value.shape[shards.outputs(value)] == sum(cut) else ()
 
 
-def _chunks(held: list[Tensor]) -> Iterator[tuple[ChunkStorageMetadata, tuple[int, ...]]]:
+def _chunks(held: list[list[shards.Run]]) -> Iterator[tuple[ChunkStorageMetadata, tuple[int, ...]]]:
     """Runs of neighbours along every dimension, with where they begin locally."""
-    for found in product(*map(_runs, held)):
+    for found in product(*map(shards.placed, held)):
         offsets, sizes, begin = zip(*found, strict=True) if found else ((), (), ())
         yield ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)), begin
-
-
-def _runs(held: Tensor) -> list[tuple[int, int, int]]:
-    """(first index in the whole, how many follow, where that lies here) of each run of neighbours."""
-    breaks = [0, *((held[1:] - held[:-1] != 1).nonzero()[:, 0] + 1).tolist(), len(held)]
-    return [(int(held[start]), stop - start, start) for start, stop in pairwise(breaks)]

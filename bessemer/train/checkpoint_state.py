@@ -86,6 +86,8 @@ def restore(
         optimizer.state.clear()
         optimizer.state.update(state)
         for group, options in zip(optimizer.param_groups, groups, strict=True):
+            for key in group.keys() - options.keys() - {*SWITCHES} - optimizer.defaults.keys():
+                del group[key]  # was first counted after the save
             group.update(options)
     if plain.get("model"):
         model.load_state_dict(plain["model"], strict=False)

@@ -148,19 +148,22 @@ class Optimizers:
         return next(iter(self.groups))["rate"] * self.factor
 
     def state_bytes(self, world: World | None = None) -> int:
-        """Bytes of optimizer state held now, of the whole model; with a world all ranks ask together."""
-        alike = alone = 0  # what all ranks of a stage say the same about, and what one of them keeps
+        """Bytes of optimizer state held now, of the whole model; with a world all ranks ask together.
+
+        An embedding that the first and the last stage of a pipeline share has state on both, and counts twice.
+        """
+        alike, alone = 0.0, 0.0  # what all ranks of a stage say the same about, and what one rank of a parameter's mesh keeps
         for optimizer in self.optimizers:
             for parameter, state in optimizer.state.items():
                 size = sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, torch.Tensor))
                 if getattr(optimizer, "whole", False) and shards.pieces(parameter) > 1:
-                    alone += size
+                    alone += size * parameter.device_mesh.size()  # type: ignore[attr-defined]
                 else:
                     alike += size
         if world is None:
-            return alike + alone
-        sizes = [torch.tensor(size, device=device.device()) for size in (alike, alone)]
-        return int(world.sum(sizes[0], "pipe") + world.sum(sizes[1], *AXES))
+            return round(alike + alone)
+        sizes = [torch.tensor(size, dtype=torch.float64, device=device.device()) for size in (alike, alone)]
+        return round(float(world.sum(sizes[0], "pipe") + world.sum(sizes[1], *AXES) * world.mesh.pipe / world.mesh.ranks))
 
 
 def build(model: torch.nn.Module, choices: list[Choice], roles: Mapping[str, str], around: Sequence[Choice] = ()) -> Optimizers:

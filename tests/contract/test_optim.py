@@ -108,6 +108,20 @@ def test_continues_from_a_checkpoint_bit_by_bit(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_goes_back_to_a_checkpoint_bit_by_bit(name, tmp_path):
+    """As the guard does, in the middle of a run; also to where nothing had moved yet."""
+    model = net(name)
+    optimizer = build(name, model)
+    save(tmp_path, 1, model, optimizer)
+    ways = []
+    for _ in range(2):
+        steps(model, optimizer, range(7))
+        ways.append([p.detach().clone() for p in model.parameters()])
+        restore(latest(tmp_path), model, [optimizer])
+    assert all(torch.equal(a, b) for a, b in zip(*ways, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_continues_from_a_state_dict_bit_by_bit(name):
     model = net(name)
     optimizer = build(name, model)

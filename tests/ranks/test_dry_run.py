@@ -85,8 +85,8 @@ def measured(*case: Any) -> dict[str, Any]:
         held.restart()
         step.take(tried, passes.objectives, layout, [batch], [held])
         kept.append(held.bytes)
-    for parameter in model.parameters():  # a blank that no task of the step shows the model has no state yet, but is to have some
-        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    for parameter in model.parameters():  # blanks that no task of the step shows the model, and experts without tokens, are to have state too
+        parameter.grad = torch.ones_like(parameter)
     moving = optimizers.build(model, tried.optim, parameter_roles(model))
     moving.step()
     states = [each for optimizer in moving.optimizers for entries in optimizer.state.values() for each in entries.values()]
@@ -115,7 +115,7 @@ def test_bytes_are_those_of_real_ranks(ranks, monkeypatch, case, small):
     real = ranks(measured, *case, count=mesh.ranks)
     assert found.parameters.tolist() == [each["parameters"] for each in real]
     assert found.optimizer.tolist() == [each["optimizer"] for each in real]
-    assert {(t.kind, t.axes): (t.calls, round(t.bytes)) for t in found.traffic[0] if t.calls} == real[0]["traffic"]
+    assert {(t.kind, t.axes): (t.calls, round(t.bytes)) for t in found.traffic[0] if t.calls and "update" not in t.kind} == real[0]["traffic"]
     assert found.activations[0] == real[0]["activations"]
 
 
@@ -148,7 +148,7 @@ def test_each_task_passes_what_it_does_on_real_ranks(ranks, monkeypatch, small, 
     real = ranks(measured, *case, count=2)
     assert found.parameters.tolist() == [each["parameters"] for each in real]
     assert found.optimizer.tolist() == [each["optimizer"] for each in real]
-    assert {(t.kind, t.axes): (t.calls, round(t.bytes)) for t in found.traffic[0] if t.calls} == real[0]["traffic"]
+    assert {(t.kind, t.axes): (t.calls, round(t.bytes)) for t in found.traffic[0] if t.calls and "update" not in t.kind} == real[0]["traffic"]
     assert found.activations[0] == real[0]["activations"]
 
 
@@ -186,7 +186,7 @@ def test_experts_are_shared_out_as_on_real_ranks(ranks):
     real = ranks(measured, *case, count=4)
     assert found.parameters.tolist() == [each["parameters"] for each in real]
     assert found.optimizer.tolist() == [each["optimizer"] for each in real]
-    calls = {(t.kind, t.axes): t.calls for t in found.traffic[0]}
+    calls = {(t.kind, t.axes): t.calls for t in found.traffic[0] if "update" not in t.kind}
     assert calls == {key: calls for key, (calls, _) in real[0]["traffic"].items()}
     assert calls["all-to-all", "expert"] == 3 * (1 + 2 + 2)  # counts, and rows there and back, forward and backward
 
