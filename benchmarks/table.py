@@ -65,6 +65,7 @@ CHIEF: dict[str, dict[str, tuple[str, ...]]] = {
     "workload_depth2": {"least share of AdamW's steps that the best takes to its loss": ("best", "share_of_reference_steps")},
     "workload_depth3": {"least share of AdamW's steps that the best takes to its loss": ("best", "share_of_reference_steps")},
     "workload_wide2": {"the same with eight times the tokens a step": ("best", "share_of_reference_steps")},
+    "workload_wide3": {"the same with eight times the tokens a step, 3 layers of 192": ("best", "share_of_reference_steps")},
 }
 """What README.md shows: benchmark -> label -> where the figure stands."""
 
