@@ -64,7 +64,7 @@ def rules() -> Iterator[str]:
 def _on_ranks(name: str) -> str:
     """What moves where a parameter lies on several ranks, in the words of docs/parallel.md."""
     made = registry.choose("optim", name)([{"params": [torch.nn.Parameter(torch.ones(2, 2))]}])
-    return "orthogonalised whole" if hasattr(made, "stacks") else "whole" if getattr(made, "whole", False) else "pieces"
+    return ("pieces", "orthogonalised whole", "whole")[getattr(made, "columns", 0)]
 
 
 def _processor(result: dict[str, Any]) -> str:

@@ -76,6 +76,11 @@ class Rule(torch.optim.Optimizer):
         return not self.elementwise or self.states != "full"
 
     @property
+    def columns(self) -> int:
+        """How many tensors of a parameter that ranks hold pieces of travel to its owner for an update: none, or the weight and its gradient."""
+        return 2 if self.whole else 0
+
+    @property
     def cost(self) -> Cost:
         """What moving a parameter takes, by which ranks share out those that they hold pieces of."""
         return numbers if self.elementwise else squared

@@ -17,7 +17,7 @@ class Stacks:
     """Finds the single matrices in a group's parameters and hands those of one shape to a function at once.
 
     Args:
-        parameters: of a group, each [outputs, inputs] or with leading dimensions of independent matrices (experts).
+        parameters: of a group, each with the matrices that `shards.matrices` finds in it.
         parts: for each, the row counts of the matrices stacked in it, or () when it is one.
     """
 

@@ -12,6 +12,7 @@ from bessemer.core import shards
 from bessemer.core.errors import RecipeError
 from bessemer.core.ranges import Count, Decay, NonNegative
 from bessemer.optim._newton_schulz import Polynomial, subtract_orthogonal
+from bessemer.optim._owners import squared
 from bessemer.optim._rule import finite, gradients
 from bessemer.optim._stacks import Stacks
 
@@ -36,6 +37,9 @@ class Muon(torch.optim.Optimizer):
     """
 
     transfer = "orthogonal"
+    columns = 1
+    cost = staticmethod(squared)
+    """Of a parameter that ranks hold pieces of, what is to be orthogonalised travels (as `Rule.columns` says, and `Rule.cost`)."""
 
     def __init__(
         self,

@@ -11,10 +11,9 @@ from torch.optim import Optimizer
 
 from bessemer.core import shards
 from bessemer.core.mesh import AXES, FOLDED, World
-from bessemer.optim._owners import by_mesh, owners_of, rounds, squared
+from bessemer.optim._owners import by_mesh, numbers, owners_of, rounds
 from bessemer.optim._rule import Rule
 from bessemer.optim.around._around import Around
-from bessemer.optim.muon import Muon
 from bessemer.parallel.expert import products
 from bessemer.plan.held import APART, State, by_rank, coordinates
 from bessemer.plan.traffic import Traffic
@@ -54,13 +53,11 @@ def beside(methods: Sequence[Around], model: nn.Module, world: World) -> numpy.n
 
 
 def travels(moving: Sequence[Optimizer]) -> list[Traffic]:
-    """What a rank sends on the average so that single ranks move whole parameters: gradients there (parameters too, but for Muon), results back."""
+    """What a rank sends on the average so that single ranks move, or orthogonalise, whole parameters: pieces there and results back."""
     found: dict[tuple[str, ...], Traffic] = {}
     for rule in moving:
-        if not isinstance(rule, Muon) and not (isinstance(rule, Rule) and rule.whole):
-            continue
-        columns, cost = (1, squared) if isinstance(rule, Muon) else (2, rule.cost)
-        for members in by_mesh([p for group in rule.param_groups for p in group["params"]]):
+        columns, cost = getattr(rule, "columns", 0), getattr(rule, "cost", numbers)
+        for members in [] if not columns else by_mesh([p for group in rule.param_groups for p in group["params"]]):
             mesh: Any = members[0].device_mesh
             row = found.setdefault(mesh.mesh_dim_names, Traffic("all-to-all of updates", " x ".join(mesh.mesh_dim_names), mesh.size()))
             row.calls += (columns + 1) * len(rounds(members, cost, mesh.size()))
