@@ -114,19 +114,30 @@ def _vocabulary(recipe: Recipe) -> int | None:
     return next((each for each in told if isinstance(each, int)), None)
 
 
+KINDS = 12
+"""How many kinds of ranks are shown, the fullest first."""
+
+
 def text(found: dict[str, Any]) -> str:
     """The same for people."""
     lines = []
     for name, stage in found["stages"].items():
         lines += [
-            f"{name}: {stage['mesh']}, {stage['micro_batches']} micro-batches a step",
+            f"{name}: {stage['mesh']}, {stage['micro_batches']} micro-batch{'es' if stage['micro_batches'] > 1 else ''} a step",
             "",
             "  ranks               parameters   gradients   optimizer activations    gathered",
         ]
+        alike: dict[str, list[dict[str, Any]]] = {}
         for row in stage["ranks"]:
-            which = f"{row['count']:,} of {row['first']}-{row['last']}"
             sizes = [row[f"{each}_bytes"] for each in ("parameters", "gradients", "optimizer", "activations", "gathered")]
-            lines.append(f"  {which:<18} " + " ".join(f"{size(each):>11}" for each in sizes))
+            alike.setdefault(" ".join(f"{size(each):>11}" for each in sizes), []).append(row)
+        shown = list(alike.items())
+        for sizes_said, rows in shown[:KINDS]:
+            first, last = min(row["first"] for row in rows), max(row["last"] for row in rows)
+            which = f"{sum(row['count'] for row in rows):,} of {first}-{last}"
+            lines.append(f"  {which:<18} {sizes_said}")
+        if shown[KINDS:]:
+            lines.append(f"  and {sum(row['count'] for _, rows in shown[KINDS:] for row in rows):,} ranks of other kinds; --json has them all")
         lines += ["", "  each rank sends, a step     along                 ranks    calls       bytes"]
         if stage["not_tried"]:
             lines.insert(

@@ -21,6 +21,7 @@ from bessemer.parallel.order import Parallel, spread
 from bessemer.plan import dry, step, tasks
 from bessemer.plan.held import Held
 from bessemer.plan.traffic import Listener
+from bessemer.run import dry_run
 from bessemer.train import optimizers
 from bessemer.train.task import Task
 
@@ -260,3 +261,12 @@ def test_what_layers_are_made_of_is_counted(capsys):
 def test_what_the_run_would_refuse_is_refused(capsys, asked, said):
     assert main(["run", "tiny", *asked, "--dry-run", "--ranks", "2"]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_people_are_shown_ranks_that_hold_the_same_once_and_not_hundreds_of_kinds():
+    held = {f"{each}_bytes": 1000 for each in ("parameters", "gradients", "activations", "gathered")}
+    rows = [{"first": n, "last": n, "count": 1, **held, "optimizer_bytes": state} for n, state in enumerate([5000, 5001, *range(6000, 9000, 100)])]
+    said = dry_run.text({"stages": {"train": {"mesh": "data 32", "micro_batches": 1, "not_tried": [], "ranks": rows, "traffic": []}}})
+    assert "2 of 0-1 " in said
+    assert "and 19 ranks of other kinds" in said
+    assert "1 micro-batch a step" in said
