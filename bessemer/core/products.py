@@ -234,14 +234,15 @@ def _library() -> ctypes.CDLL | None:
 def _fits(step: Product | Each) -> bool:
     """Whether the kernels can do this, and do it faster than torch."""
     if isinstance(step, Each):
-        return bool(step.kernel) and all(_plain(t) and t.stride()[1] == 1 for t in step.on)
+        return bool(step.kernel) and all(plain(t) and t.stride()[1] == 1 for t in step.on)
     a, b, out, plus = step[:4]
     if a.shape[0] * a.shape[1] * b.shape[1] < ENOUGH or not (1 in a.stride() and 1 in b.stride() and out.stride()[1] == 1):
         return False
-    return _plain(a) and _plain(b) and _plain(out) and (plus is None or plus is out or (_plain(plus) and plus.stride(1) == 1))
+    return plain(a) and plain(b) and plain(out) and (plus is None or plus is out or (plain(plus) and plus.stride(1) == 1))
 
 
-def _plain(t: Tensor | Scratch) -> bool:
+def plain(t: Tensor | Scratch) -> bool:
+    """Whether kernels may go by its address: what a dry run works on has no memory, and a sharded tensor isn't the piece of it that lies here."""
     return isinstance(t, Scratch) or (type(t) in (Tensor, torch.nn.Parameter) and t.is_cpu and t.dtype == torch.float32)
 
 

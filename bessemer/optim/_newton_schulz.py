@@ -1,20 +1,26 @@
 """Matrices made orthogonal by polynomials of themselves, with as few products as that takes.
 
-On a processor the work is in products of symmetric matrices, of which half the numbers suffice; and where it pays a matrix longer than wide is
-multiplied only at the beginning of several steps, for its Gram matrix, and at their end, since every polynomial between is one of the Gram matrix.
-A few matrices at a time, so that they stay in the cores' caches. Elsewhere all matrices of a shape go through batched products.
+On a processor the work is in products of symmetric matrices, of which half the numbers suffice. Where tiles multiply, a matrix much longer than wide
+is multiplied only at the beginning of all steps, for its Gram matrix, and at their end, since every polynomial between is one of the Gram matrix; a few
+matrices at a time, so that they stay in the cores' caches. Where vectors multiply bfloat16, `_orthogonal.c` takes a matrix through all its steps: it
+loses one to four hundredths of the result, as torch's own iteration does. There already two steps through one Gram matrix would lose up to a
+twentieth. Elsewhere all matrices of a shape go through batched products.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
+import struct
 from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bessemer.core import device, products
+from bessemer.core import device, native, products
 from bessemer.core.products import SMALL, Product, multiply
 
 Polynomial = Literal["minimax", "published"]
@@ -38,25 +44,26 @@ TINY = 1e-7
 """The least norm that is divided by."""
 
 
-class Ways(NamedTuple):
-    """How a processor does it.
+PARTS, ROUGH = 3, 2
+"""bfloat16 parts of a number (core/products.py): where steps go through one Gram matrix, which squares small singular values, and everywhere else. In
+all, two parts there would lose five thousandths of the result where three lose four ten-thousandths."""
+
+
+class Momentum(NamedTuple):
+    """A running mean of gradients, and what of it is made orthogonal.
 
     Attributes:
-        steps: how many may go through one Gram matrix.
-        parts: bfloat16 parts of a number (core/products.py) where they do, whose small singular values the Gram matrix squares.
-        rough: parts everywhere else.
+        keep: of the mean, at every gradient.
+        nesterov: look one step ahead: as much of the new mean with the rest from the gradient.
     """
 
-    steps: int
-    parts: int
-    rough: int
+    keep: float
+    nesterov: bool
 
-
-EXACTLY = Ways(steps=1000, parts=3, rough=2)
-"""Through one Gram matrix in all, two parts would lose five thousandths of the result where three lose four ten-thousandths."""
-ROUGHLY = Ways(steps=1, parts=1, rough=1)
-"""On vectors, which do one part twice as fast as float32: it loses one to four hundredths, as torch's own iteration does. Already two steps through one
-Gram matrix would lose a tenth, since rounding leaves what should be symmetric a little less so."""
+    def take(self, slopes: list[Tensor], means: list[Tensor]) -> list[Tensor]:
+        """What is to be made orthogonal, after the means took the gradients in."""
+        torch._foreach_lerp_(means, slopes, 1.0 - self.keep)
+        return list(torch._foreach_lerp(slopes, means, self.keep)) if self.nesterov else means
 
 
 def coefficients(steps: int, polynomial: Polynomial) -> Coefficients:
@@ -82,22 +89,42 @@ def orthogonalise(matrices: Tensor, steps: int, polynomial: Polynomial = "minima
     return out
 
 
-def subtract_orthogonal(places: Sequence[Tensor], matrices: Sequence[Tensor], rate: float, steps: int, polynomial: Polynomial = "minimax") -> None:
-    """Takes `rate` times what `orthogonalise` makes of each matrix from its place; all are [outputs, inputs]."""
+def subtract_orthogonal(
+    places: list[Tensor],
+    matrices: list[Tensor],
+    rate: float,
+    steps: int,
+    polynomial: Polynomial = "minimax",
+    *,
+    keep: float = 1.0,
+    means: list[Tensor] | None = None,
+    momentum: Momentum | None = None,
+) -> None:
+    """Takes `rate` times what `orthogonalise` makes of each matrix from `keep` times what is in its place; all are [outputs, inputs].
+
+    Args:
+        means: with `momentum`: what it makes of the matrices, which are gradients, and these means is taken.
+    """
     outputs, inputs = matrices[0].shape
     rate *= math.sqrt(max(1.0, outputs / inputs))
     series, first = coefficients(steps, polynomial), matrices[0]
-    if first.is_cpu and first.dtype == torch.float32 and min(outputs, inputs) >= SMALL and series:
-        ways = ROUGHLY if products.units() == "vectors" else EXACTLY
-        stretch = _stretch(max(outputs, inputs) / min(outputs, inputs), steps, ways.steps)
+    large = first.is_cpu and first.dtype == torch.float32 and min(outputs, inputs) >= SMALL and bool(series)
+    if large and products.units() == "vectors" and _on_vectors(places, matrices, rate, series, keep, means, momentum):
+        return
+    if means is not None and momentum is not None:
+        matrices = momentum.take(matrices, means)
+    if keep != 1.0:
+        torch._foreach_mul_(places, keep)
+    if large:
         together = min(2 * torch.get_num_threads(), len(matrices))
         side, length = sorted((outputs, inputs))
         rooms = first.new_empty(5, together, side, side), first.new_empty(2, together, side, length)
+        stretch = _stretch(length / side, steps)
         for begin in range(0, len(matrices), together):
             some = slice(begin, begin + together)
-            _iterate(matrices[some], series, places[some], rate, stretch, ways, rooms)
+            _iterate(matrices[some], series, places[some], rate, stretch, rooms)
         return
-    x = torch.stack(list(matrices))
+    x = torch.stack(matrices)
     x = x.mT if outputs > inputs else x
     kind = torch.float32 if first.is_cpu else device.compute_dtype()  # on a processor small ones gain nothing from rounding
     x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=TINY)).to(kind)
@@ -108,18 +135,54 @@ def subtract_orthogonal(places: Sequence[Tensor], matrices: Sequence[Tensor], ra
         place.sub_(update, alpha=rate)
 
 
-def _stretch(aspect: float, steps: int, most: int) -> int:
-    """How many steps should go through one Gram matrix: one, or as many as may."""
+def _on_vectors(
+    places: list[Tensor],
+    matrices: list[Tensor],
+    rate: float,
+    series: Coefficients,
+    keep: float,
+    means: list[Tensor] | None,
+    momentum: Momentum | None,
+) -> bool:
+    """The same by `_orthogonal.c`, if it can reach them all."""
+    library = native.build(Path(__file__).with_name("_orthogonal.c"))
+    columns: list[Sequence[Tensor | None]] = [matrices, means or [None] * len(matrices), places]
+    if library is None or not all(t is None or (products.plain(t) and t.stride(1) == 1) for t in chain(*columns)):
+        return False
+    numbers = (ctypes.c_float * (3 * len(series)))(*chain(*series))
+    lean = 1.0 - momentum.keep if momentum else 0.0
+    lag = lean if momentum and momentum.nesterov else 0.0
+    job = _JOB.pack(*matrices[0].shape, len(series), ctypes.addressof(numbers), rate, keep, lean, lag)
+    given = b"".join(_MATRIX.pack(*map(_address, row), *map(_apart, row)) for row in zip(*columns, strict=True))
+    if not library.orthogonalise_all(job, given, ctypes.c_long(len(matrices))):
+        raise MemoryError("no memory is left for making matrices orthogonal")
+    return True
+
+
+def _address(matrix: Tensor | None) -> int:
+    return 0 if matrix is None else matrix.data_ptr()
+
+
+def _apart(matrix: Tensor | None) -> int:
+    return 0 if matrix is None else matrix.stride(0)
+
+
+_JOB, _MATRIX = struct.Struct("3qP4f"), struct.Struct("3P3q")
+"""As `job` and `matrix` in `_orthogonal.c`."""
+
+
+def _stretch(aspect: float, steps: int) -> int:
+    """How many steps should go through one Gram matrix: one, or all."""
 
     def cost(stretch: int) -> float:
         symmetric = math.ceil(steps / stretch) * (aspect - 3) + 4 * steps
         return SYMMETRIC * symmetric + math.ceil(steps / stretch) * aspect
 
-    return min(1, min(most, steps), key=cost)
+    return min(1, steps, key=cost)
 
 
 def _iterate(
-    matrices: Sequence[Tensor], series: Coefficients, places: Sequence[Tensor], rate: float, stretch: int, ways: Ways, rooms: tuple[Tensor, Tensor]
+    matrices: Sequence[Tensor], series: Coefficients, places: Sequence[Tensor], rate: float, stretch: int, rooms: tuple[Tensor, Tensor]
 ) -> None:
     """x <- p(G) x with p(G) = a + b G + c G^2 and G = x x^T, some steps at a time: Q, the product of their polynomials, and what G becomes are
     polynomials of the first G, so they commute and stay symmetric. The last x is subtracted from the places. Sides are taken so that G is the smaller.
@@ -133,7 +196,7 @@ def _iterate(
     stretches = [series[start : start + stretch] for start in range(0, len(series), stretch)]
     x, scale = wide, [1.0 / norm for norm in norms]
     for number, some in enumerate(stretches, start=1):
-        parts = ways.parts if len(some) > 1 else ways.rough
+        parts = PARTS if len(some) > 1 else ROUGH
         _gram(x, grams, scale, parts)
         for step, (a, b, c) in enumerate(some, start=1):
             to = wholes if step == 1 else polynomials
@@ -146,10 +209,10 @@ def _iterate(
                 _symmetric(polynomials, wholes, spares, parts)
                 wholes, spares = spares, wholes
         if number == len(stretches):
-            _subtract(wholes, x, places, [rate * s for s in scale], ways.rough)
+            _subtract(wholes, x, places, [rate * s for s in scale])
             return
         room = rooms[1][number % 2, : len(wide)]
-        multiply([Product(q, m, to, alpha=s, parts=ways.rough) for q, m, to, s in zip(wholes, x, room, scale, strict=True)])
+        multiply([Product(q, m, to, alpha=s, parts=ROUGH) for q, m, to, s in zip(wholes, x, room, scale, strict=True)])
         x, scale = list(room), [1.0] * len(wide)
 
 
@@ -177,10 +240,10 @@ def _symmetric(a: Tensor, b: Tensor, out: Tensor, parts: int) -> None:
     multiply([Product(*each, symmetric=True, parts=parts) for each in zip(a, b, out, strict=True)])
 
 
-def _subtract(polynomials: Tensor, wide: Sequence[Tensor], places: Sequence[Tensor], rates: Sequence[float], rough: int) -> None:
+def _subtract(polynomials: Tensor, wide: Sequence[Tensor], places: Sequence[Tensor], rates: Sequence[float]) -> None:
     """place -= rate p x, or x p where the place is tall."""
     steps = []
     for p, x, place, rate in zip(polynomials, wide, places, rates, strict=True):
         a, b = (p, x) if x.shape == place.shape and x.stride(1) == 1 else (x.mT, p)
-        steps.append(Product(a, b, place, plus=place, alpha=-rate, parts=rough))
+        steps.append(Product(a, b, place, plus=place, alpha=-rate, parts=ROUGH))
     multiply(steps)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bessemer.core import shards
+from bessemer.optim._newton_schulz import Momentum
 from bessemer.optim._owners import Owners, by_mesh, squared
 
-Change = Callable[[list[Tensor], list[Tensor], float], None]
+Change = Callable[..., None]
 
 
 class Stacks:
@@ -26,14 +28,24 @@ class Stacks:
         self.parts = {id(p): tuple(cut) for p, cut in zip(parameters, parts or [()] * len(parameters), strict=True)}
         self.owners: list[Owners] | None = None
 
-    def apply(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], change: Change, rate: float) -> None:
+    def apply(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        means: Sequence[Tensor],
+        momentum: Momentum,
+        change: Change,
+        *,
+        rate: float,
+        keep: float,
+    ) -> None:
         """Has `change` move the parameters, all matrices of a shape together.
 
         Matrices of which each rank holds a piece are put together by one rank each (`_owners.py`); all ranks call this together.
 
         Args:
-            gradients: what `change` is computed from, one for each parameter: its own piece where the parameter is sharded.
-            change: takes matrices to be moved, those that a move is computed from, and its rate.
+            gradients, means: what a move is computed from, one for each parameter: its own piece where the parameter is sharded.
+            change: `subtract_orthogonal`, whose other arguments these are.
         """
         cut = [n for n, parameter in enumerate(parameters) if shards.pieces(parameter) > 1]
         if cut and self.owners is None:
@@ -41,25 +53,34 @@ class Stacks:
         for owners in self.owners or []:
             lie = [n for n in cut if parameters[n] in owners]
             if lie:
-                self._apply_cut(owners, [parameters[n] for n in lie], [gradients[n] for n in lie], change, rate)
-        here = [n for n in range(len(parameters)) if n not in cut]
-        members = [(self.parts[id(parameters[n])], shards.local(parameters[n]), gradients[n]) for n in here]
-        self._apply_whole(members, change, rate)
+                pieces = momentum.take([gradients[n] for n in lie], [means[n] for n in lie])
+                torch._foreach_mul_([shards.local(parameters[n]) for n in lie], keep)
+                self._apply_cut(owners, [parameters[n] for n in lie], pieces, change, rate)
+        here = [(self.parts[id(p)], shards.local(p), gradients[n], means[n]) for n, p in enumerate(parameters) if n not in cut]
+        for places, slopes, running in _by_shape(here):
+            change(places, slopes, rate, keep=keep, means=running, momentum=momentum)
 
     def _apply_cut(self, owners: Owners, parameters: Sequence[Tensor], pieces: list[Tensor], change: Change, rate: float) -> None:
         def orthogonal(matrices: dict[int, list[Tensor]]) -> dict[int, Tensor]:
             results = {n: torch.zeros_like(matrix) for n, (matrix,) in matrices.items()}
-            self._apply_whole([(self.parts[id(parameters[n])], results[n], matrix) for n, (matrix,) in matrices.items()], change, -1.0)
+            for places, found in _by_shape([(self.parts[id(parameters[n])], results[n], matrix) for n, (matrix,) in matrices.items()]):
+                change(places, found, -1.0)
             return results
 
         for updates in owners.apply(parameters, [pieces], orthogonal):
             torch._foreach_add_([shards.local(parameters[n]) for n in updates], list(updates.values()), alpha=-rate)
 
-    def _apply_whole(self, members: Sequence[tuple[tuple[int, ...], Tensor, Tensor]], change: Change, rate: float) -> None:
-        """The same for whole matrices: (parts, what is changed, what the change is computed from)."""
-        shapes: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
-        for parts, target, gradient in members:
-            for place, matrix in zip(shards.matrices(target, parts), shards.matrices(gradient, parts), strict=True):
-                shapes.setdefault(tuple(matrix.shape), []).append((place, matrix))
-        for found in shapes.values():
-            change([place for place, _ in found], [matrix for _, matrix in found], rate)
+
+def _by_shape(members: Sequence[tuple[Any, ...]]) -> list[list[list[Tensor]]]:
+    """The matrices in tensors that belong together, as columns of equal shape.
+
+    Args:
+        members: (parts, tensor, tensor, ...) each.
+    """
+    shapes: dict[tuple[int, ...], list[list[Tensor]]] = {}
+    for parts, *tensors in members:
+        for row in zip(*(shards.matrices(t, parts) for t in tensors), strict=True):
+            columns = shapes.setdefault(tuple(row[0].shape), [[] for _ in row])
+            for column, matrix in zip(columns, row, strict=True):
+                column.append(matrix)
+    return list(shapes.values())

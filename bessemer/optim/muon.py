@@ -11,7 +11,7 @@ from torch import Tensor
 from bessemer.core import shards
 from bessemer.core.errors import RecipeError
 from bessemer.core.ranges import Count, Decay, NonNegative
-from bessemer.optim._newton_schulz import Polynomial, subtract_orthogonal
+from bessemer.optim._newton_schulz import Momentum, Polynomial, subtract_orthogonal
 from bessemer.optim._owners import squared
 from bessemer.optim._rule import finite, gradients
 from bessemer.optim._stacks import Stacks
@@ -76,11 +76,10 @@ class Muon(torch.optim.Optimizer):
             if not moving:
                 continue
             slopes = [shards.local(slope) for slope in gradients(moving)]
-            momenta = [shards.local(self._momentum(p)) for p in moving]
-            torch._foreach_lerp_(momenta, slopes, 1.0 - group["momentum"])
-            looking = torch._foreach_lerp(slopes, momenta, group["momentum"]) if group["nesterov"] else momenta
-            torch._foreach_mul_([shards.local(p) for p in moving], 1.0 - group["lr"] * group["weight_decay"])
-            stacks.apply(moving, looking, partial(subtract_orthogonal, steps=group["steps"], polynomial=self.polynomial), group["lr"])
+            means = [shards.local(self._momentum(p)) for p in moving]
+            momentum = Momentum(group["momentum"], group["nesterov"])
+            change = partial(subtract_orthogonal, steps=group["steps"], polynomial=self.polynomial)
+            stacks.apply(moving, slopes, means, momentum, change, rate=group["lr"], keep=1.0 - group["lr"] * group["weight_decay"])
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
