@@ -101,7 +101,7 @@ _SLIM = struct.Struct("7P2qf4xi4x")
 """As `slim` in _kernels.c."""
 
 
-def reaches(*tensors: Tensor) -> bool:
+def reaches(*tensors: Tensor | Packed) -> bool:
     """Whether the kernels work on these."""
     return _reaching(*tensors) is not None
 

@@ -64,15 +64,28 @@ class Owners:
             change: place in `parameters` -> whole tensors, one of each column, to place -> result of the same shape; for those owned here.
         """
         places = {self.number[id(p)]: place for place, p in enumerate(parameters)}
-        for members in rounds([self.parameters[n] for n in places], self.cost, len(self.places)):
-            turn = [self.number[id(p)] for p in members]
-            gathered = [self._gathered({n: column[places[n]] for n in turn}) for column in columns]
-            found = change({places[n]: [each[n] for each in gathered] for n in gathered[0]})
-            owned = {n: found[places[n]] for n in gathered[0]}
-            del gathered, found
+        for turn in self._turns(places):
+            found = change(self._put_together(turn, places, columns))
+            owned = {n: found[places[n]] for n in turn if places[n] in found}
+            del found
             returned = self._returned(owned, {n: columns[0][places[n]] for n in turn})
             del owned
             yield {places[n]: piece for n, piece in returned.items()}
+
+    def gather(self, parameters: Sequence[Tensor], columns: Sequence[Sequence[Tensor]]) -> Iterator[dict[int, list[Tensor]]]:
+        """What `apply` calls `change` with, where nothing is to travel back."""
+        places = {self.number[id(p)]: place for place, p in enumerate(parameters)}
+        for turn in self._turns(places):
+            yield self._put_together(turn, places, columns)
+
+    def _turns(self, places: dict[int, int]) -> list[list[int]]:
+        """The numbers of the parameters that travel at a time."""
+        found = rounds([self.parameters[n] for n in places], self.cost, len(self.places))
+        return [[self.number[id(p)] for p in members] for members in found]
+
+    def _put_together(self, turn: list[int], places: dict[int, int], columns: Sequence[Sequence[Tensor]]) -> dict[int, list[Tensor]]:
+        gathered = [self._gathered({n: column[places[n]] for n in turn}) for column in columns]
+        return {places[n]: [each[n] for each in gathered] for n in gathered[0]}
 
     def _gathered(self, pieces: dict[int, Tensor]) -> dict[int, Tensor]:
         """The whole of what is owned here."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from bessemer.core import device, rng, shards
+from bessemer.core import collectives, device, rng, shards
 from bessemer.core.batch import Batch
 from bessemer.core.errors import RecipeError
 from bessemer.core.progress import Progress
@@ -74,6 +74,10 @@ class Probe:
         if group is not None:
             torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX, group=group)
         return values
+
+    def every(self, values: Tensor) -> Tensor:
+        """The values of all ranks that share a layer's heads, in their order: [heads here, ...] to [heads, ...]."""
+        return collectives.whole(values, 0, collectives.along(self.engine.layout.world.group("tensor")))
 
     def some(self, share: float) -> list[Batch]:
         """The first micro-batches, about `share` of them and at least one."""

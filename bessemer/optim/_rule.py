@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from bessemer.core import device, products, shards
-from bessemer.core.errors import BessemerError
 from bessemer.optim import _fused
 from bessemer.optim._blocks import Packed, States, held, stored_bytes, zeros
 from bessemer.optim._matrices import parts_of
@@ -43,7 +42,6 @@ class Rule(torch.optim.Optimizer):
         apart: whether parameters may be updated one at a time, as inside the backward pass.
         per_number: whether all state, where it isn't quantised, is moments of a parameter's single numbers, any of which may be begun anew.
         elementwise: whether ranks may update the pieces they hold; else one of them puts a parameter together, moves it and keeps its state.
-        gathers: whether it works so: nothing but the update needs the state.
         states: how elementwise state is held.
         products: what float32 matrices are multiplied in.
     """
@@ -51,7 +49,6 @@ class Rule(torch.optim.Optimizer):
     transfer: ClassVar[Literal["adam", "orthogonal", "relative"]] = "adam"
     apart: ClassVar[bool] = True
     elementwise: ClassVar[bool] = True
-    gathers: ClassVar[bool] = True
     per_number: ClassVar[bool] = True
     products: Products = "float32"
 
@@ -62,13 +59,6 @@ class Rule(torch.optim.Optimizer):
     def add_param_group(self, param_group: Group) -> None:
         super().add_param_group(param_group)
         self.owners: list[Owners] | None = None
-        sharded = any(isinstance(p, DTensor) for p in self.param_groups[-1]["params"])
-        if sharded and self.whole and not self.gathers:
-            raise BessemerError(
-                f"{type(self).__name__} with states in {self.states} needs whole tensors, and this run shards its parameters",
-                key="optim",
-                mend='states = "full", or parallel.shard = "none" and no mesh.tensor',
-            )
 
     @property
     def whole(self) -> bool:
@@ -102,8 +92,12 @@ class Rule(torch.optim.Optimizer):
                     self._advance_as(group, copies)
                 else:
                     self.advance(group, moving)
-            for owners in self._owners() if self.whole else []:
+            for owners in self.gathering():
                 self._advance_pieces(owners)
+
+    def gathering(self) -> list[Owners]:
+        """Who puts parameters together that ranks hold pieces of, if that is done; all ranks ask together the first time."""
+        return self._owners() if self.whole else []
 
     def _owners(self) -> list[Owners]:
         if self.owners is None:
@@ -131,16 +125,25 @@ class Rule(torch.optim.Optimizer):
 
     def _advance_as(self, group: Group, whole: dict[Tensor, tuple[Tensor, Tensor]]) -> None:
         """Advances parameters for which plain tensors stand in: (weight, gradient) of each."""
-        parts, members = parts_of(group), []
-        for parameter, (weight, gradient) in whole.items():
-            weight.grad = gradient
+        parts = parts_of(group)
+        with self.standing_in({parameter: weight for parameter, (weight, _) in whole.items()}) as members:
+            try:
+                for weight, gradient in whole.values():
+                    weight.grad = gradient
+                self.advance({**group, "params": members, "parts": [parts[id(p)] for p in whole]}, members)
+            finally:
+                for weight in members:
+                    weight.grad = None
+
+    @contextmanager
+    def standing_in(self, whole: dict[Tensor, Tensor]) -> Iterator[list[Tensor]]:
+        """Plain tensors that have, and make, the state of parameters that ranks hold pieces of."""
+        for parameter, weight in whole.items():
             self.state[weight] = self.state[parameter]
-            members.append(weight)
         try:
-            self.advance({**group, "params": members, "parts": [parts[id(p)] for p in whole]}, members)
+            yield list(whole.values())
         finally:
-            for parameter, (weight, _) in whole.items():
-                weight.grad = None
+            for parameter, weight in whole.items():
                 self.state.pop(weight, None)
                 if not self.state[parameter]:
                     del self.state[parameter]
@@ -260,6 +263,17 @@ def sweep(update: Callable[..., None], *columns: Sequence[Tensor | Packed]) -> N
         count += size
     if together:
         update(*(list(column) for column in zip(*together, strict=True)))
+
+
+def fused(kernel: str, numbers: Sequence[float], update: Callable[..., None], *columns: Sequence[Tensor | Packed]) -> None:
+    """`sweep`, by a kernel of `_kernels.c` for those it reaches: which they are doesn't depend on what moves beside them."""
+    rows = [tuple(shards.local(value) for value in row) for row in zip(*columns, strict=True)]
+    reached = [row for row in rows if _fused.reaches(*row)]
+    rest = [row for row in rows if not _fused.reaches(*row)]
+    if reached:
+        _fused.elementwise(kernel, list(zip(*reached, strict=True)), numbers)
+    if rest:
+        sweep(update, *zip(*rest, strict=True))
 
 
 def _in_chunks(update: Callable[..., None], row: tuple[Tensor | Packed, ...]) -> None:

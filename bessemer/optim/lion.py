@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from bessemer.core.ranges import Betas, NonNegative
-from bessemer.optim import _fused
 from bessemer.optim._blocks import States
-from bessemer.optim._rule import Group, Rule, gradients, sweep
+from bessemer.optim._rule import Group, Rule, fused, gradients
 
 
 class Lion(Rule):
@@ -43,9 +42,7 @@ class Lion(Rule):
             torch._foreach_add_(p, direction, alpha=-rate)
             torch._foreach_lerp_(m, g, 1.0 - keep)
 
-        columns = members, gradients(members), self.column(members, "exp_avg")
-        if not _fused.elementwise("lion", columns, [1.0 - lean, 1.0 - keep, shrink, rate]):
-            sweep(move, *columns)
+        fused("lion", [1.0 - lean, 1.0 - keep, shrink, rate], move, members, gradients(members), self.column(members, "exp_avg"))
 
     def state_bytes(self, shape: Any, width: int = 4, parts: Any = ()) -> int:
         """One state."""

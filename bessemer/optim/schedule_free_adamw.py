@@ -10,10 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bessemer.core import shards
 from bessemer.core.ranges import NonNegative, Positive
-from bessemer.optim import _fused
 from bessemer.optim._blocks import States
-from bessemer.optim._rule import Group, Rule, gradients, sweep
+from bessemer.optim._owners import Owners
+from bessemer.optim._rule import Group, Rule, fused, gradients
 
 Between = Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=2, max_length=2)]
 """Two decays; with 0 for the first y would be z, from which no average can be read back."""
@@ -35,7 +36,6 @@ class ScheduleFreeAdamW(Rule):
     """
 
     apart = False
-    gathers = False
     per_number = False
 
     def __init__(
@@ -85,24 +85,40 @@ class ScheduleFreeAdamW(Rule):
             torch._foreach_add_(y, update, alpha=rate * (near * (1.0 - share) - 1.0))
             torch._foreach_add_(z, update, alpha=-rate)
 
-        columns = members, gradients(members), [self.state[p]["z"] for p in members], self.column(members, "exp_avg_sq", signed=False)
+        iterates, second = [self.state[p]["z"] for p in members], self.column(members, "exp_avg_sq", signed=False)
         numbers = [keep, 1.0 - keep, correction, self.eps, decay, share, rate * (near * (1.0 - share) - 1.0), rate]
-        if not _fused.elementwise("schedule_free", columns, numbers):
-            sweep(move, *columns)
+        fused("schedule_free", numbers, move, members, gradients(members), iterates, second)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The parameters are the average x inside, for evaluation and export; after it they are y again, bit by bit."""
-        held = [(p, p.detach().clone()) for group in self.param_groups for p in group["params"] if "z" in self.state.get(p, {})]
+        every = [p for group in self.param_groups for p in group["params"]]
+        cut = [[p for p in every if p in owners] for owners in self.gathering()]
+        lying = [p for lie in cut for p in lie]
+        here = [p for p in every if "z" in self.state.get(p, {}) and not any(p is other for other in lying)]
+        held = [(p, p.detach().clone()) for p in [*here, *lying]]
         try:
             with torch.no_grad():
-                for p, _ in held:
+                for p in here:
                     p.lerp_(self.state[p]["z"], 1.0 - 1.0 / self.betas[0])
+                for owners, lie in zip(self.gathering(), cut, strict=True):
+                    self._average_pieces(owners, lie)
             yield
         finally:
             with torch.no_grad():
                 for p, before in held:
                     p.copy_(before)
+
+    def _average_pieces(self, owners: Owners, parameters: list[Tensor]) -> None:
+        """The same for parameters whose z lies whole on one rank."""
+
+        def average(whole: dict[int, list[Tensor]]) -> dict[int, Tensor]:
+            states = {n: self.state.get(parameters[n], {}) for n in whole}
+            return {n: y.lerp(states[n]["z"], 1.0 - 1.0 / self.betas[0]) if "z" in states[n] else y for n, (y,) in whole.items()}
+
+        here = [shards.local(p.detach()) for p in parameters]
+        for averaged in owners.apply(parameters, [here], average) if parameters else ():
+            torch._foreach_copy_([here[n] for n in averaged], list(averaged.values()))
 
     def state_bytes(self, shape: Any, width: int = 4, parts: Any = ()) -> int:
         """z and the second moment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -40,8 +41,6 @@ class Sophia(Rule):
         states: how the momentum and the Hessian are held.
     """
 
-    gathers = False
-
     def __init__(
         self,
         params: Any,
@@ -77,13 +76,14 @@ class Sophia(Rule):
 
     def hutchinson(self, probe: Probe, parameters: list[Tensor]) -> list[Tensor]:
         """u (H u), u normal (Liu et al. 2023, algorithm 1)."""
-        batches = probe.some(self.share)
-        draw = rng.generator(self.seed, "hutchinson", probe.progress.step)
+        batches, layout = probe.some(self.share), probe.engine.layout
         names: dict[Tensor, str] = {p: name for name, p in probe.model.named_parameters()}
-        parts = [probe.engine.layout.parts.get(names.get(p, ""), ()) for p in parameters]
-        vectors = [laid_out(torch.randn(p.shape, generator=draw).to(p.device, p.dtype), p, cut) for p, cut in zip(parameters, parts, strict=True)]
-        size = shards.norms([p.detach() for p in parameters]).norm() / shards.norms(vectors).norm()
-        radius = RADIUS * float(size) or RADIUS
+        vectors = []
+        for p in parameters:
+            drawn = torch.randn(p.shape, generator=rng.generator(self.seed, "hutchinson", probe.progress.step, names[p]))
+            vectors.append(laid_out(drawn.to(p.device, p.dtype), p, layout.parts.get(names[p], ())))
+        size = math.sqrt(layout.square(parameters, [p.detach() for p in parameters]) / layout.square(parameters, vectors))
+        radius = RADIUS * size or RADIUS
         with probe.exact():
             with weights({p: p.detach() + radius * v for p, v in zip(parameters, vectors, strict=True)}):
                 ahead = probe.gradients(parameters, batches)
@@ -128,12 +128,22 @@ class Sophia(Rule):
         def move(h: list[Tensor], new: list[Tensor]) -> None:
             torch._foreach_lerp_(h, new, 1.0 - self.betas[1])
 
-        for p in mine:
+        def take(p: Tensor, estimate: Tensor) -> None:
             column = self.column([p], "hessian")
             if isinstance(column[0], Tensor):
-                sweep(move, column, [estimates[p]])
+                sweep(move, column, [estimate])
             else:
-                sweep(lambda _, new, h: move(h, new), [torch.empty_like(p)], [estimates[p]], column)
+                sweep(lambda _, new, h: move(h, new), [torch.empty_like(estimate)], [estimate], column)
+
+        cut = [[p for p in mine if p in owners] for owners in self.gathering()]
+        for p in mine:
+            if not any(p is other for lie in cut for other in lie):
+                take(p, estimates[p])
+        for owners, lie in zip(self.gathering(), cut, strict=True):
+            for found in owners.gather(lie, [[shards.local(estimates[p]) for p in lie]]) if lie else ():
+                with self.standing_in({lie[n]: estimate for n, (estimate,) in found.items()}) as whole:
+                    for estimate in whole:
+                        take(estimate, estimate)
 
     def state_bytes(self, shape: Any, width: int = 4, parts: Any = ()) -> int:
         """Momentum and Hessian."""

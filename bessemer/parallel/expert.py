@@ -166,6 +166,7 @@ class Between:
         return 0 if self.outer is None else self.outer.longest
 
     attend: Callable[..., Tensor]
+    keys: Callable[..., tuple[Tensor, Tensor]]
 
     def piece(self, values: Tensor) -> Tensor:
         """This rank's columns of those that the ranks of the tensor axis hold together; zeros where they don't divide."""

@@ -82,7 +82,7 @@ class Layout:
 
     def before_micro_batch(self, last: bool) -> None:
         """Tells the data axis whether another micro-batch of the step follows."""
-        if last:
+        if last and torch.is_grad_enabled():
             for each in self._buckets():
                 each.expect()
         if isinstance(self.model, FSDPModule):
@@ -95,11 +95,15 @@ class Layout:
                 guide.before_micro_batch(last)
 
     def after_micro_batches(self) -> None:
-        """Sums what gradients the backward passes left partial, and lays the parameters back into shards."""
-        for each in self._buckets():
-            each.finish()
-        if self.stages is not None:
-            self._sum_shared(self.stages)
+        """Sums what gradients the backward passes left partial, and lays the parameters back into shards.
+
+        After losses alone, without gradients, those that are held are no partial ones.
+        """
+        if torch.is_grad_enabled():
+            for each in self._buckets():
+                each.finish()
+            if self.stages is not None:
+                self._sum_shared(self.stages)
         self.settle()
 
     def _buckets(self) -> list[Buckets]:
@@ -130,6 +134,12 @@ class Layout:
             norms = torch.stack(torch._foreach_norm(gradients)).double()
             square = square.to(norms.device) + norms.square().sum() / holders
         return self.world.sum(square, *AXES).sqrt().float()
+
+    def square(self, parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> float:
+        """The sum of squares of tensors that lie as the parameters do, the same on every rank."""
+        found = [shards.local(v).double().square().sum() / self._holders(p) for p, v in zip(parameters, values, strict=True)]
+        total = torch.stack(found).sum() if found else torch.zeros((), dtype=torch.float64, device=device.device())
+        return float(self.world.sum(total, *AXES))
 
     def inner(self, pieces: Sequence[int], a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
         """The inner product of two lists of tensors over all ranks; for layouts without stages.
@@ -201,9 +211,12 @@ class Layout:
 
     def _by_holders(self, parameters: Iterable[nn.Parameter]) -> list[tuple[int, list[Tensor]]]:
         found: dict[int, list[Tensor]] = {}
-        twice = set() if self.stages is None else {id(p) for p in self.stages.shared()[0]}
         for parameter in parameters:
             if parameter.grad is not None:
-                holders = self.world.mesh.ranks // (self.world.mesh.pipe * shards.pieces(parameter)) * (2 if id(parameter) in twice else 1)
-                found.setdefault(holders, []).append(shards.local(parameter.grad))
+                found.setdefault(self._holders(parameter), []).append(shards.local(parameter.grad))
         return sorted(found.items())
+
+    def _holders(self, parameter: nn.Parameter) -> int:
+        """How many ranks hold each of its numbers."""
+        twice = self.stages is not None and any(parameter is p for p in self.stages.shared()[0])
+        return self.world.mesh.ranks // (self.world.mesh.pipe * shards.pieces(parameter)) * (2 if twice else 1)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining import schedules as kinds
@@ -105,6 +106,35 @@ class Pipeline:
         numbers = torch.arange(count, device=device.device())
         self._schedule(rows, columns, count).step(number=numbers, target=numbers)
         self.batches, self.value = [], _nothing
+
+    def look(self, batches: list[Batch], value: Value) -> None:
+        """Runs micro-batches, as `even` made them, forward alone, each through all stages; for losses between steps."""
+        self.batches, self.value = batches, value
+        held: dict[int, list[Tensor]] = {}
+        sent: list[tuple[Tensor, Any]] = []
+        with torch.no_grad():
+            for number in range(len(batches)):
+                for place, stage in zip(self.numbers, self.stages, strict=True):
+                    passed = [] if stage.first else held.pop(place) if place in held else self._received(place, batches[number])
+                    found = stage(*passed, number=torch.tensor(number))
+                    if stage.last:
+                        continue
+                    passed = list(found) if isinstance(found, tuple) else [found]
+                    if self.rank_of(place + 1) == self.rank_of(place):
+                        held[place + 1] = passed
+                    else:
+                        sent += [(each, dist.isend(each.contiguous(), group=self.group, group_dst=self.rank_of(place + 1))) for each in passed]
+        for _, work in sent:
+            work.wait()
+        self.batches, self.value = [], _nothing
+
+    def _received(self, place: int, batch: Batch) -> list[Tensor]:
+        """What the stage before gives."""
+        hidden = torch.empty(*batch.tokens.shape, self.model.options["width"], device=device.device())
+        found = [hidden, hidden.new_empty(1)] if self.wide else [hidden]
+        for each in found:
+            dist.recv(each, group=self.group, group_src=self.rank_of(place - 1))
+        return found
 
     def even(self, batches: Sequence[Batch]) -> list[Batch]:
         """The micro-batches of a step in one shape and in a number the schedule takes, made up with padding."""

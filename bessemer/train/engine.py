@@ -96,12 +96,16 @@ class Engine:
         else:
             even = [self._prepared(batch) for batch in self.layout.stages.even(batches)]
             with self.precision():
-                self.layout.stages.step(even, value)
+                (self.layout.stages.step if self._differentiates() else self.layout.stages.look)(even, value)
         self.layout.after_micro_batches()
         shares, terms = self._reduced([parts[number] for number in sorted(parts)], sums)
         counts = self._counted(counts)
-        self.count(totals["", "tokens"], backward=torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters))
+        self.count(totals["", "tokens"], backward=self._differentiates())
         return Result(sum(shares), terms, int(totals["", "rows"]), int(totals["", "tokens"]), shares[: len(batches)], counts)
+
+    def _differentiates(self) -> bool:
+        """Whether passes now go backward too; the parameters of other stages say so here as well."""
+        return torch.is_grad_enabled() and any(p.requires_grad for p in self.model.parameters())
 
     def count(self, tokens: float, *, backward: bool) -> None:
         """Notes a pass of so many tokens, all ranks' together: forward, and backward too or not."""

@@ -228,11 +228,12 @@ def _spare(model: torch.nn.Module, choice: Choice, roles: Mapping[str, str]) -> 
 def _around(model: torch.nn.Module, choices: Sequence[Choice], roles: Mapping[str, str], moving: list[torch.optim.Optimizer]) -> list[Around]:
     made: list[Around] = []
     for number, choice in enumerate(choices):
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not p.is_meta and _takes(choice, n, p, roles)]
-        if not named:
+        every = [(n, p) for n, p in model.named_parameters() if p.requires_grad and _takes(choice, n, p, roles)]
+        if not every:
             mend = f"roles here are {', '.join(sorted(set(roles.values())))}"
             raise RecipeError(f"'{choice.name}' takes no parameter", key=f"around[{number}]", mend=mend)
-        made.append(choice([{"params": [p for _, p in named], "names": [n for n, _ in named]}], model))
+        named = [(n, p) for n, p in every if not p.is_meta]
+        made.append(choice([{"params": [p for _, p in named], "names": [n for n, _ in named], "everywhere": [n for n, _ in every]}], model))
     averaged: set[torch.Tensor] = set()
     for method in [*moving, *made]:
         if hasattr(method, "averaged"):

@@ -1,5 +1,6 @@
 """Methods that ask the engine for more give the same on several ranks as on one: drawn labels, averages, the noise scale."""
 
+import math
 from typing import Any
 
 import pytest
@@ -16,10 +17,12 @@ from bessemer.parallel.order import Parallel, spread
 from bessemer.train import optimizers
 from bessemer.train.engine import Engine
 from tests.ranks.layouts import MODEL, VOCABULARY, batches, share
+from tests.ranks.test_layouts import EXPERTS
 
 SOPHIA = {"name": "sophia", "lr": 1e-3, "every": 1, "share": 1.0, "gamma": 1.0}
 ADAMW = {"name": "adamw", "lr": 1e-2, "eps": 1e-3}
 SGD = {"name": "sgd", "lr": 1e-2}
+FREE = {"name": "schedule_free_adamw", "lr": 1e-2, "eps": 1e-3, "states": "8bit"}
 AVERAGE = [{"name": "ema", "decay": 0.5}]
 NOISE = [{"name": "noise_scale", "every": 1}]
 
@@ -27,6 +30,9 @@ NOISE = [{"name": "noise_scale", "every": 1}]
 HUTCHINSON = {**SOPHIA, "estimate": "hutchinson"}
 FULL, TENSOR = ({"data": 2}, {}), ({"tensor": 2}, {})
 COPIES = ({"replica": 2}, {"shard": "none"})
+STAGES, COLUMNS = ({"tensor": 2, "pipe": 2}, {}), ({"data": 2, "context": 2}, {})
+QUANTISED = {"shards": FULL, "shards and tensor": ({"data": 2, "tensor": 2}, {}), "copies": COPIES}
+LAYOUTS = {"shards": FULL, "copies": COPIES, "stages": STAGES, "columns": COLUMNS}
 METHODS = {
     "lawa": {"latest": 2, "every": 1},
     "lcsc": {"latest": 2, "every": 1, "trials": 10, "times": 2},
@@ -43,11 +49,13 @@ def beside(name: str) -> list[dict[str, Any]]:
     return [{"name": name, **METHODS[name]}]
 
 
-def train(mesh: dict[str, int], parallel: dict[str, Any], optim: dict[str, Any], around: list[dict[str, Any]]) -> dict[str, Any]:
+def train(
+    mesh: dict[str, int], parallel: dict[str, Any], optim: dict[str, Any], around: list[dict[str, Any]], options: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Three steps; the averaged weights and the noise scale, from rank 0."""
     world = World(Mesh.of(mesh))
     bare = {"qk_norm": "none"} if around == beside("qk_clip") else {}
-    model = Decoder(VOCABULARY, 3, **MODEL, **bare).train()
+    model = Decoder(VOCABULARY, 3, **(MODEL | bare | (options or {}))).train()
     layout = spread(model, world, Parallel(**parallel))
     methods = [choose("optim/around", each, optimizers.TAGS) for each in around]
     moving = optimizers.build(model, [choose("optim", optim, optimizers.TAGS)], parameter_roles(model), methods)
@@ -67,35 +75,52 @@ def train(mesh: dict[str, int], parallel: dict[str, Any], optim: dict[str, Any],
 
 
 CASES = [
-    pytest.param(*COPIES, SOPHIA, NOISE, id="sophia, copies"),
-    pytest.param(*COPIES, SOPHIA, AVERAGE, id="sophia and ema, copies"),
-    *(pytest.param({"data": 2}, {"shard": how}, SOPHIA, NOISE, id=f"sophia, {how}") for how in ("state", "grad", "full")),
-    pytest.param(*FULL, HUTCHINSON, [], id="sophia by hutchinson, shards"),
-    pytest.param(*TENSOR, HUTCHINSON, [], id="sophia by hutchinson, tensor"),
-    pytest.param(*FULL, ADAMW, [*AVERAGE, *NOISE], id="ema, shards"),
-    *(pytest.param(*FULL, SGD if name in ("spsa", "deep_zero") else ADAMW, beside(name), id=f"{name}, shards") for name in METHODS),
+    pytest.param((*COPIES, SOPHIA, NOISE), id="sophia, copies"),
+    pytest.param((*COPIES, SOPHIA, AVERAGE), id="sophia and ema, copies"),
+    *(pytest.param(({"data": 2}, {"shard": how}, SOPHIA, NOISE), id=f"sophia, {how}") for how in ("state", "grad", "full")),
+    pytest.param((*FULL, HUTCHINSON, []), id="sophia by hutchinson, shards"),
+    pytest.param((*TENSOR, HUTCHINSON, []), id="sophia by hutchinson, tensor"),
+    *(pytest.param((*layout, SOPHIA | {"states": "8bit"}, []), id=f"sophia in 8 bits, {name}") for name, layout in QUANTISED.items()),
+    *(pytest.param((*layout, FREE, []), id=f"schedule-free in 8 bits, {name}") for name, layout in QUANTISED.items()),
+    pytest.param((*FULL, ADAMW, [*AVERAGE, *NOISE]), id="ema, shards"),
+    *(pytest.param((*layout, HUTCHINSON, []), id=f"sophia by hutchinson, {name}") for name, layout in (("stages", STAGES), ("columns", COLUMNS))),
+    *(pytest.param((*layout, ADAMW, [*AVERAGE, *NOISE]), id=f"ema, {name}") for name, layout in (("stages", STAGES), ("columns", COLUMNS))),
+    pytest.param(({"context": 2}, {"context": "ring"}, ADAMW, beside("qk_clip")), id="qk_clip, ring"),
+    *(
+        pytest.param((*layout, SGD if method in ("spsa", "deep_zero") else ADAMW, beside(method)), id=f"{method}, {name}")
+        for method in METHODS
+        for name, layout in LAYOUTS.items()
+    ),
+    *(
+        pytest.param(({"pipe": 2}, {"pipe": schedule}, SGD, beside("spsa"), {"depth": 4, **more}), id=f"losses alone, {schedule}")
+        for schedule, more in (("1f1b", {"tied": True}), ("interleaved", {"experts": EXPERTS}), ("zbv", {"experts": EXPERTS}), ("dualpipev", {}))
+    ),
 ]
 
 
-@pytest.mark.parametrize(("mesh", "parallel", "optim", "around"), CASES)
-def test_ranks_give_what_one_process_gives(ranks, mesh, parallel, optim, around):
-    alone = train({}, {}, optim, around)
-    found = ranks(train, mesh, parallel, optim, around, count=2)[0]
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_give_what_one_process_gives(ranks, case):
+    mesh, parallel, optim, around, *options = case
+    alone = train({}, {}, optim, around, *options)
+    found = ranks(train, mesh, parallel, optim, around, *options, count=math.prod(mesh.values()))[0]
     near = 2e-4 if optim is HUTCHINSON else 2e-5  # a fifth of a step: differences of gradients are mostly rounding where the Hessian is small
     for name, value in alone["weights"].items():
         torch.testing.assert_close(found["weights"][name], value, rtol=1e-4, atol=near, msg=lambda said, name=name: f"{name}: {said}")
     assert found["noise"] == pytest.approx(alone["noise"], rel=1e-3)
 
 
-def refused(mesh: dict[str, int], optim: dict[str, Any], around: list[dict[str, Any]]) -> str:
-    """What is said about a sharded run."""
+def refused(mesh: dict[str, int], around: list[dict[str, Any]], options: dict[str, Any]) -> str:
+    """What is said about a layout."""
     try:
-        train(mesh, {}, optim, around)
+        train(mesh, {}, ADAMW, around, options)
     except BessemerError as error:
         return error.problem
     return ""
 
 
-@pytest.mark.parametrize(("mesh", "around"), [({"tensor": 2}, ["deep_zero"]), ({"tensor": 2}, ["spsa"])])
-def test_what_needs_whole_tensors_refuses_sharded_ones(ranks, mesh, around):
-    assert all("needs whole tensors" in said for said in ranks(refused, mesh, ADAMW, around, count=2))
+@pytest.mark.parametrize(
+    ("mesh", "match", "options", "said"),
+    [({"tensor": 2}, "blocks.0.mlp.*.weight", {}, "its inputs are cut"), ({"pipe": 2}, "embed.weight", {"tied": True}, "lies on another stage")],
+)
+def test_layers_whose_inputs_no_rank_sees_are_not_corrected(ranks, mesh, match, options, said):
+    assert all(said in each for each in ranks(refused, mesh, [{"name": "tract", "match": match}], options, count=2))

@@ -252,8 +252,6 @@ def test_what_layers_are_made_of_is_counted(capsys):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["train.optim=[{name = 'sophia', states = '8bit'}]"], "needs whole tensors"),
-        (["train.around=['deep_zero']", "train.mesh.tensor=2"], "needs whole tensors"),
         (["train.around=['qk_clip']"], "normalised"),
         (["train.adapt='relora'", "train.around=['ema']", "train.parallel.shard='none'"], "stand for something else"),
     ],

@@ -99,7 +99,7 @@ def options_of(name: str) -> dict[str, Any]:
 
 
 CASES = [(name, options_of(name)) for name in registry.names("optim")] + [
-    (name, {"states": "8bit"}) for name in ("lion", "lamb", "sgd_sai", "galore")
+    (name, {"states": "8bit"}) for name in ("lion", "lamb", "sgd_sai", "galore", "sophia", "schedule_free_adamw")
 ]
 
 

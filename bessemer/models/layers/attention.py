@@ -52,6 +52,10 @@ class Spread(Protocol):
         """Causal attention inside documents, at most `window` tokens back: [rows, heads, own columns, head] of the same; see Attention."""
         ...
 
+    def keys(self, key: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+        """All columns' keys [rows, kv_heads, length, head], and which of them own columns may look at, as a `Context`'s mask; no gradient."""
+        ...
+
     def whole(self, values: Tensor) -> Tensor:
         """[rows, own columns, ...] of every rank as [rows, length, ...] in the order of the text; no gradient."""
         ...
@@ -135,8 +139,9 @@ class Attention(nn.Module):
         mask = context.mask
         if cache is not None:
             key, value = cache.update(self.layer, key, value)
-        if self.peaks is not None and self.training and context.spread is None:
-            peaks.note(self.peaks, query, key, mask, context.causal)
+        if self.peaks is not None and self.training:
+            keys, seen = (key, mask) if context.spread is None else context.spread.keys(key, context.window)
+            peaks.note(self.peaks, query, keys, seen, context.causal, context.valid)
         if context.spread is not None:
             mixed = context.spread.attend(query, key, value, context.window)
         elif cache is None and context.causal and torch.compiler.is_compiling() and fits(query, mask):

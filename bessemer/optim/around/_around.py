@@ -23,6 +23,7 @@ class Around(torch.optim.Optimizer):
         copies: how many numbers it comes to hold for each of a parameter's.
         model: whose parameters they are.
         names: each parameter's name.
+        everywhere: the names of these and of those that it has on other stages of a pipeline, in the model's order.
     """
 
     sharded: ClassVar[bool] = False
@@ -35,6 +36,7 @@ class Around(torch.optim.Optimizer):
         self.optimizers: list[torch.optim.Optimizer] = []
         group = self.param_groups[0]
         self.names: dict[Tensor, str] = dict(zip(group["params"], group.get("names") or map(str, range(len(group["params"]))), strict=True))
+        self.everywhere: list[str] = group.pop("everywhere", list(self.names.values()))
         if not self.sharded and any(isinstance(p, DTensor) for p in self.names):
             raise RecipeError(f"{type(self).__name__} needs whole tensors, and this run shards its parameters", key="around")
 

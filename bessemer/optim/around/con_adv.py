@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bessemer.core.batch import Batch
 from bessemer.core.errors import RecipeError
 from bessemer.core.ranges import NonNegative, Share
 from bessemer.optim._probe import Probe, weights
@@ -23,7 +24,7 @@ class ConAdv(Around):
     State: two numbers per parameter, the weights of this step and of the one before.
 
     Args:
-        size: of the perturbation, in units of the root mean square of a row's inputs.
+        size: of the perturbation, in units of the root mean square of the inputs that a row's tokens are.
         share: of the perturbed inputs' gradient in the mixture.
     """
 
@@ -55,25 +56,33 @@ class ConAdv(Around):
 
     def perturbations(self, probe: Probe) -> list[Tensor]:
         """One for each time the inputs are embedded, [rows, length, width]."""
-        seen: list[Tensor] = []
+        seen: list[tuple[Tensor, Tensor | None]] = []
+        given: list[Batch] = []
 
         def watch(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             output = output if output.requires_grad else output.detach().requires_grad_()
             output.retain_grad()
-            seen.append(output)
+            segments = given[-1].segments
+            seen.append((output, None if segments is None or segments.shape != output.shape[:2] else segments != 0))
             return output
 
-        hook = self.embed.register_forward_hook(watch)
+        hooks = [self.model.register_forward_pre_hook(lambda model, inputs: given.append(inputs[0])), self.embed.register_forward_hook(watch)]
         try:
             probe.gradients([])
         finally:
-            hook.remove()
-        return [self._push(output.detach(), output.grad) for output in seen]
+            for hook in hooks:
+                hook.remove()
+        return [self._push(probe, output.detach(), output.grad, valid) for output, valid in seen]
 
-    def _push(self, inputs: Tensor, gradient: Tensor | None) -> Tensor:
+    def _push(self, probe: Probe, inputs: Tensor, gradient: Tensor | None, valid: Tensor | None) -> Tensor:
+        """The size is a row's own, over its tokens on all ranks, so that nothing depends on how rows and columns are cut."""
+        squares = inputs.double().square().mean(dim=2)
+        counted = torch.ones_like(squares) if valid is None else valid.to(squares.dtype)
+        sums = torch.stack([(squares * counted).sum(1), counted.sum(1)])
+        total, count = probe.engine.layout.world.sum(sums, "context")
         if gradient is None:
             return torch.zeros_like(inputs)
-        scale = inputs.float().square().mean(dim=(1, 2), keepdim=True).sqrt()  # a row's own, so that nothing depends on how rows are cut
+        scale = (total / count.clamp(min=1.0)).sqrt()[:, None, None]
         return gradient.sign() * (self.size * scale).to(inputs.dtype)
 
     @torch.no_grad()

@@ -37,14 +37,21 @@ class DeepZero(ZerothOrder):
     def prepare(self, probe: Probe) -> None:
         """gradient_i = (loss(w + radius e_i) - loss(w)) / radius for the drawn coordinates, 0 for the others."""
         if "shares" not in self.plain:
-            self.plain["shares"] = self.shares(probe) if self.keep < 1.0 else [1.0] * len(self.names)
+            self.plain["shares"] = self.shares(probe) if self.keep < 1.0 else [1.0] * len(self.everywhere)
+        every = dict(self.model.named_parameters())
         with probe.exact(), probe.reusing() as reuse:
-            for share, (parameter, name) in zip(self.plain["shares"], self.names.items(), strict=True):
-                parameter.grad = self.estimate(reuse, parameter, reuse.first_after(name), self.coordinates(parameter, share, probe.progress.step))
+            for share, name in zip(self.plain["shares"], self.everywhere, strict=True):
+                parameter = every[name]
+                found = self.estimate(reuse, parameter, reuse.first_after(name), self.coordinates(parameter, name, share, probe.progress.step))
+                parameter.grad = None if parameter.is_meta else found
 
     def estimate(self, reuse: Reuse, parameter: Tensor, first: int, coordinates: Tensor) -> Tensor:
         """Forward differences at these places of a parameter that no block before `first` reads; ranks that hold the place move it."""
         found = torch.zeros_like(parameter)
+        if parameter.is_meta:  # another stage's: this one takes part in its losses
+            for _ in coordinates:
+                reuse.loss(first)
+            return found
         here, flat = shards.local(found).view(-1), shards.local(parameter.detach()).view(-1)
         for place in shards.where(parameter, coordinates).tolist():
             if place >= 0:
@@ -56,10 +63,10 @@ class DeepZero(ZerothOrder):
                 flat[place] = before
         return found
 
-    def coordinates(self, parameter: Tensor, share: float, step: int) -> Tensor:
+    def coordinates(self, parameter: Tensor, name: str, share: float, step: int) -> Tensor:
         """Places drawn for this step: a function of the seed, the step and the parameter's name."""
         count = min(parameter.numel(), math.ceil(share * parameter.numel()))
-        order = torch.randperm(parameter.numel(), generator=rng.generator(self.seed, "coordinates", step, self.names[parameter]))
+        order = torch.randperm(parameter.numel(), generator=rng.generator(self.seed, "coordinates", step, name))
         return order[:count]
 
     def shares(self, probe: Probe) -> list[float]:
@@ -67,11 +74,14 @@ class DeepZero(ZerothOrder):
         here = self.random_gradient(probe)
         with weights({p: p.detach() + self.radius * g for p, g in here.items()}):
             there = self.random_gradient(probe)
-        scores = [-p.detach() * (there[p] - here[p]) / self.radius for p in self.names]
-        whole = [shards.whole(score).reshape(-1) for score in scores]
-        every = torch.cat(whole)
+        layout = probe.engine.layout
+        mine = [
+            (n, shards.whole(-p.detach() * (there[p] - here[p]) / self.radius, layout.parts.get(n, ())).reshape(-1)) for p, n in self.names.items()
+        ]
+        whole = dict(layout.world.joined(mine, "pipe"))
+        every = torch.cat([whole[name] for name in self.everywhere])
         limit = every.kthvalue(max(1, round(self.keep * every.numel()))).values
-        return [float((score <= limit).double().mean()) for score in whole]
+        return [float((whole[name] <= limit).double().mean()) for name in self.everywhere]
 
     def random_gradient(self, probe: Probe) -> dict[Tensor, Tensor]:
         """The mean of forward differences along random directions."""

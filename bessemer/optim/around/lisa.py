@@ -37,19 +37,19 @@ class Lisa(Around):
     def __init__(self, params: Any, model: nn.Module, *, layers: Count = 2, every: Count = 20, seed: int = 0) -> None:
         self.layers, self.every, self.seed = layers, every, seed
         super().__init__(params, model)
-        found = {p: re.match(r"blocks\.(\d+)\.", name) for p, name in self.names.items()}
         self.needs_gradients = any(isinstance(p, DTensor) for p in self.names)
         self.frozen: list[torch.Tensor] = []
-        self.layer = {p: int(match.group(1)) for p, match in found.items() if match}
-        self.count = len(set(self.layer.values()))
-        if layers > self.count:
-            raise RecipeError(f"{layers} of {self.count} layers can't train at a time", key="around.lisa.layers", mend="give no more than there are")
+        self.layer = {p: layer for p, name in self.names.items() if (layer := _layer(name)) is not None}
+        self.there = sorted({layer for name in self.everywhere if (layer := _layer(name)) is not None})
+        if layers > len(self.there):
+            raise RecipeError(
+                f"{layers} of {len(self.there)} layers can't train at a time", key="around.lisa.layers", mend="give no more than there are"
+            )
 
     def drawn(self, step: int) -> set[int]:
         """The layers that train at this step."""
-        order = torch.randperm(self.count, generator=rng.generator(self.seed, "lisa", step // self.every)).tolist()
-        there = sorted(set(self.layer.values()))
-        return {there[place] for place in order[: self.layers]}
+        order = torch.randperm(len(self.there), generator=rng.generator(self.seed, "lisa", step // self.every)).tolist()
+        return {self.there[place] for place in order[: self.layers]}
 
     def begin(self, progress: Progress) -> None:
         """Freezes and thaws."""
@@ -68,3 +68,9 @@ class Lisa(Around):
         """Drops what gradients frozen parameters have."""
         for parameter in self.frozen:
             parameter.grad = None
+
+
+def _layer(name: str) -> int | None:
+    """The number of the block that a parameter is in."""
+    found = re.match(r"blocks\.(\d+)\.", name)
+    return int(found.group(1)) if found else None

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bessemer.core import shards
 from bessemer.core.batch import Batch
+from bessemer.core.mesh import ROWS
 from bessemer.core.ranges import Count, Decay
 from bessemer.optim._probe import Probe
 from bessemer.optim.around._around import Around
@@ -44,8 +44,10 @@ class NoiseScale(Around):
         part = self._part(probe.batches)
         small, large = self._count(probe, part), self._count(probe, probe.batches)
         if 0 < small < large:
-            there = self._square(probe, probe.gradients(list(self.names), part))
-            whole = self._square(probe, [p.grad for p in self.names if p.grad is not None])
+            layout, members = probe.engine.layout, list(self.names)
+            there = layout.square(members, probe.gradients(members, part))
+            moving = [p for p in members if p.grad is not None]
+            whole = layout.square(moving, [p.grad for p in moving])
             self.found = ((large * whole - small * there) / (large - small), (there - whole) / (1.0 / small - 1.0 / large))
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -75,10 +77,4 @@ class NoiseScale(Around):
     def _count(self, probe: Probe, batches: list[Batch]) -> float:
         """Tokens that are predicted."""
         own = sum(float(max((stream.sum() for stream in batch.weights.values()), default=torch.tensor(0.0))) for batch in batches)
-        return float(probe.total(torch.tensor(own, dtype=torch.float64)))
-
-    def _square(self, probe: Probe, gradients: list[Tensor]) -> float:
-        mine = [shards.local(g) for g in gradients]
-        if all(shards.pieces(g) == 1 for g in gradients):
-            return float(torch.stack([g.double().square().sum() for g in mine]).sum()) if mine else 0.0
-        return probe.engine.layout.inner([shards.pieces(g) for g in gradients], mine, mine)
+        return float(probe.engine.layout.world.sum(torch.tensor(own, dtype=torch.float64), *ROWS))  # a batch has its rows' every column here

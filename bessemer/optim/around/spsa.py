@@ -6,10 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from bessemer.core import rng, shards
-from bessemer.core.errors import RecipeError
+from bessemer.core import rng
 from bessemer.core.progress import Progress
 from bessemer.core.ranges import Count, Positive
 from bessemer.optim._probe import Probe, laid_out, weights
@@ -24,17 +22,12 @@ class ZerothOrder(Around):
 
     def __init__(self, params: Any, model: nn.Module) -> None:
         super().__init__(params, model)
-        if any(isinstance(p, DTensor) and not set(p.device_mesh.mesh_dim_names or ()) <= set(shards.DATA) for p in self.names):
-            raise RecipeError(
-                f"{type(self).__name__} needs whole tensors or shards of data: its estimates under tensor parallelism are not one process's",
-                key="around",
-                mend="mesh.tensor = 1 and mesh.expert = 1",
-            )
 
     def begin(self, progress: Progress) -> None:
         """Switches the backward pass off."""
-        for parameter in self.names:
-            if parameter.requires_grad:
+        every = set(self.everywhere)
+        for name, parameter in self.model.named_parameters():
+            if name in every and parameter.requires_grad:
                 parameter.requires_grad_(False)
 
     def draw(self, probe: Probe, parameter: Tensor, *key: int | str) -> Tensor:

@@ -34,7 +34,10 @@ class Tract(Around):
     def __init__(self, params: Any, model: nn.Module, *, ridge: Positive = 0.1) -> None:
         self.ridge = ridge
         super().__init__(params, model)
-        owners = {module.weight: module for module in model.modules() if isinstance(module, nn.Linear | nn.Embedding | Embedding)}
+        kinds = nn.Linear | nn.Embedding | Embedding
+        owners: dict[Any, nn.Module] = {
+            m._parameters["weight"]: m for m in model.modules() if isinstance(m, kinds)
+        }  # m.weight may be this rank's piece
         self.seen: dict[Tensor, Tensor] = {}
         self.counts: dict[Tensor, float] = {}
         for parameter, name in self.names.items():
@@ -42,9 +45,17 @@ class Tract(Around):
                 raise RecipeError(
                     f"'{name}' is the weight of no linear layer and of no table", key="around.tract", mend='match = "embed.weight", for example'
                 )
-            if isinstance(parameter, DTensor) and not all(p.is_replicate() or p.is_shard(0) for p in parameter.placements):
+            if not _reaches(parameter, table=not isinstance(owners[parameter], nn.Linear)):
                 raise RecipeError(
-                    f"'{name}' is cut along its inputs, which are corrected together", key="around.tract", mend="mesh.tensor = 1, or another layer"
+                    f"'{name}' is cut along its inputs, or its inputs are cut, which are corrected together",
+                    key="around.tract",
+                    mend="mesh.tensor = 1, or another layer",
+                )
+            if name == "embed.weight" and getattr(model, "options", {}).get("tied") and any(p.is_meta for p in model.parameters()):
+                raise RecipeError(
+                    "the table is also the head, which lies on another stage and sees no inputs of the table",
+                    key="around.tract",
+                    mend="mesh.pipe = 1",
                 )
             owners[parameter].register_forward_pre_hook(self._watch(parameter))
 
@@ -76,6 +87,15 @@ class Tract(Around):
                 self.counts[parameter] = self.counts.get(parameter, 0.0) + count
 
         return watch
+
+
+def _reaches(parameter: Tensor, table: bool) -> bool:
+    """Whether a rank sees all inputs of the outputs that lie on it."""
+    if not isinstance(parameter, DTensor):
+        return True
+    names = parameter.device_mesh.mesh_dim_names or ()
+    cut = [(name, getattr(placed, "dim", None)) for name, placed in zip(names, parameter.placements, strict=True) if not placed.is_replicate()]
+    return all(dim == 0 and (table or name in shards.DATA) for name, dim in cut)
 
 
 def corrected_in_place(gradient: Tensor, gram: Tensor, ridge: float) -> None:

@@ -115,6 +115,10 @@ class Columns:
         return collectives.reduced(values, self.axis.ranks)
 
     @torch.compiler.disable
+    def keys(self, key: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+        return self.whole(key.transpose(1, 2)).transpose(1, 2), self._mask(window)
+
+    @torch.compiler.disable
     def attend(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
         query, key = query.to(value.dtype), key.to(value.dtype)
         layout = self.axis.layout(key.shape[1], query.shape[1], self.plan.length)
@@ -145,14 +149,17 @@ class Columns:
         return ring_attention(query, key, value, lambda other: self._span(here, _ranks(other, exchange), window), group)
 
     def _gathered(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
-        every = range(self.axis.size)
         pair = collectives.gather(torch.cat((key, value), 1), 2, self.axis.ranks)
         keys, values = pair.gather(2, _along(self._inverse, pair)).chunk(2, 1)
-        span = self._span(_ranks(self.axis.index, 1), every, window)
-        place = torch.arange(self.plan.length, device=query.device)
-        alone = (span.last <= span.first)[..., None] & (place == 0)  # softmax over nothing is undefined: padding looks at the first column
-        mask = ((place >= span.first[..., None]) & (place < span.last[..., None]) | alone)[:, None]
+        mask = self._mask(window)
+        mask = mask | (~mask.any(-1, keepdim=True) & (torch.arange(self.plan.length, device=query.device) == 0))  # softmax over nothing is undefined
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=query.shape[1] != key.shape[1])
+
+    def _mask(self, window: int | None) -> Tensor:
+        """Which columns of the text this rank's may look at: bool [rows, 1, own columns, length], nothing where they are padding."""
+        span = self._span(_ranks(self.axis.index, 1), range(self.axis.size), window)
+        place = torch.arange(self.plan.length, device=self.device)
+        return ((place >= span.first[..., None]) & (place < span.last[..., None]))[:, None]
 
     def _span(self, queries: range, keys: range, window: int | None) -> Span:
         name = (queries, keys, window)

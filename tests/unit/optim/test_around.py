@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from bessemer.core import registry
+from bessemer.core import registry, rng
 from bessemer.core.batch import Batch, Outputs
 from bessemer.core.errors import RecipeError
+from bessemer.core.mesh import World
 from bessemer.core.progress import Progress
 from bessemer.models.families.decoder import Decoder
 from bessemer.models.layers.embedding import Embedding
@@ -18,6 +19,7 @@ from bessemer.models.transfer import parameter_roles
 from bessemer.objectives.next_token import NextToken
 from bessemer.optim._probe import Probe, weights
 from bessemer.optim.around.tract import corrected
+from bessemer.parallel.layout import Layout
 from bessemer.train import optimizers
 from bessemer.train.engine import Engine
 
@@ -114,10 +116,7 @@ def test_hutchinson_is_u_times_the_hessians_product_with_u():
     made, engine = quadratic()
     sophia = registry.choose("optim", {"name": "sophia", "estimate": "hutchinson", "share": 1.0})([{"params": list(made.parameters())}])
     found = sophia.hutchinson(Probe(engine, batches(), Progress()), list(made.parameters()))
-    from bessemer.core import rng
-
-    draw = rng.generator(0, "hutchinson", 0)
-    vectors = [torch.randn(p.shape, generator=draw) for p in made.parameters()]
+    vectors = [torch.randn(p.shape, generator=rng.generator(0, "hutchinson", 0, name)) for name, p in made.named_parameters()]
     slopes = torch.autograd.grad(plain_loss(made, batches()), list(made.parameters()), create_graph=True)
     along = sum((g * v).sum() for g, v in zip(slopes, vectors, strict=True))
     for mine, product, vector in zip(found, torch.autograd.grad(along, list(made.parameters())), vectors, strict=True):
@@ -443,13 +442,7 @@ def test_the_noise_scale_of_a_known_gradient():
         def __init__(self):
             self.model, self.engine = nn.Module(), self
             self.model.weight = weight
-            self.step = 0
-
-            class World:
-                def sum(self, values, *axes):
-                    return values
-
-            self.layout = type("Layout", (), {"world": World()})()
+            self.step, self.layout = 0, Layout(World(), self.model)
 
         def forward_backward(self, batches):
             rows = torch.cat([b.samples for b in batches])
