@@ -73,6 +73,15 @@ def norms(tensors: Sequence[Tensor], held: Sequence[Tensor] | None = None) -> Te
     return summed(tensors, found.double().square_()).sqrt_().to(found.dtype)  # in float32 a small number's square would be none
 
 
+def fill(value: Tensor, whole: Tensor, parts: Sequence[int] = ()) -> None:
+    """Takes a tensor's numbers from one that every rank has whole, in place; the reverse of `whole`."""
+    if isinstance(value, DTensor):
+        at = value.device_mesh.get_coordinate()
+        assert at is not None
+        whole = whole[grid(place(value, at, parts))]
+    local(value).copy_(whole)
+
+
 def alike(piece: Tensor, value: Tensor) -> Tensor:
     """This rank's piece of a tensor that is cut as `value` is."""
     if not isinstance(value, DTensor):
@@ -259,17 +268,18 @@ def place(value: DTensor, coordinate: Sequence[int], parts: Sequence[int] = ()) 
     return [torch.cat([torch.arange(0), *(torch.arange(start, stop) for start, stop in found)]) for found in runs(value, coordinate, parts)]
 
 
-def where(value: Tensor, places: Tensor) -> Tensor:
+def where(value: Tensor, places: Tensor, parts: Sequence[int] = ()) -> Tensor:
     """Where in this rank's flat piece numbers of the flat whole lie, -1 for those that lie elsewhere.
 
     Args:
-        places: int64; of a tensor cut along data alone.
+        places: int64.
+        parts: as given to `cut`.
     """
     if not isinstance(value, DTensor):
         return places
     at = value.device_mesh.get_coordinate()
     assert at is not None
-    here = torch.arange(value.numel()).view(value.shape)[grid(place(value, at))].reshape(-1)  # ascending
+    here = torch.arange(value.numel()).view(value.shape)[grid(place(value, at, parts))].reshape(-1)  # ascending
     found = torch.searchsorted(here, places)
     return torch.where(torch.isin(places, here), found, -1)
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from bessemer.core import rng
+from bessemer.core import rng, shards
 from bessemer.core.errors import RecipeError
 from bessemer.core.products import linear
 from bessemer.core.progress import Progress
@@ -71,6 +73,33 @@ class Optimizers(Protocol):
         """The state of a parameter that has one number for each of its own, to be changed in place."""
 
 
+class Together:
+    """`Optimizers` for parameters of which ranks hold pieces, and which are whole for the while.
+
+    Args:
+        pieces: whole -> as it lies.
+    """
+
+    def __init__(self, optimizers: Optimizers, pieces: dict[Tensor, Tensor]) -> None:
+        self.optimizers, self.pieces = optimizers, pieces
+        self.taken: list[tuple[Tensor, Tensor]] = []
+
+    def forget(self, parameter: Tensor) -> None:
+        self.optimizers.forget(self.pieces.get(parameter, parameter))
+
+    def entries(self, parameter: Tensor) -> list[Tensor]:
+        states = self.optimizers.entries(self.pieces.get(parameter, parameter))
+        found = [shards.whole(state) for state in states]
+        self.taken += zip(states, found, strict=True)
+        return found
+
+    def hand_back(self) -> None:
+        """What became of the states goes into their pieces."""
+        for state, whole in self.taken:
+            if state is not whole:
+                shards.fill(state, whole)
+
+
 class Matrix(nn.Module):
     """One matrix of a layer, [outputs, inputs], made of what trains. A method derives from it.
 
@@ -115,10 +144,14 @@ class Matrix(nn.Module):
 class Counting(Matrix):
     """A matrix that acts every so many updates. Its count is saved with checkpoints; steps the guard skipped don't count.
 
+    Where ranks hold pieces of its parameters each puts them together to act, and all do the same.
+
     Attributes:
+        every: updates between two acts.
         zeroes: whether it changes single numbers of the optimizer's state.
     """
 
+    every: int = 1
     zeroes: bool = False
 
     def __init__(self, weight: Tensor, place: Place) -> None:
@@ -128,11 +161,31 @@ class Counting(Matrix):
     def after_step(self, progress: Progress, optimizers: Optimizers, counts: Any = None) -> None:
         """Called by the loop after each update."""
         self.updates += 1
-        with torch.no_grad():
-            self.act(progress, optimizers)
+        if self.updates % self.every or any(p.is_meta for p in self.parameters()):  # of another stage
+            return
+        with torch.no_grad(), self._put_together(optimizers) as whole:
+            self.act(progress, whole)
+
+    @contextmanager
+    def _put_together(self, optimizers: Optimizers) -> Iterator[Optimizers]:
+        """The parameters are whole inside, and what became of them is in the pieces after it; so is their optimizers' state."""
+        pieces: dict[str, Any] = {name: p for name, p in self._parameters.items() if isinstance(p, DTensor)}
+        if not pieces:
+            yield optimizers
+            return
+        whole = {name: nn.Parameter(shards.whole(p.detach()), requires_grad=p.requires_grad) for name, p in pieces.items()}
+        found = Together(optimizers, {whole[name]: p for name, p in pieces.items()})
+        try:
+            self._parameters.update(whole)
+            yield found
+        finally:
+            self._parameters.update(pieces)
+        for name, p in pieces.items():
+            shards.fill(p.detach(), whole[name])
+        found.hand_back()
 
     def act(self, progress: Progress, optimizers: Optimizers) -> None:
-        """What the method does between steps; `self.updates` have been taken."""
+        """What the method does every `every` updates; `self.updates` have been taken."""
         raise TypeError(f"{type(self).__name__} does nothing between steps")
 
     def get_extra_state(self) -> int:

@@ -171,26 +171,41 @@ class Layout:
             yield self.model
         else:
             model = copy.deepcopy(self.stages.skeleton)
-            fill(model, dict(self.whole()) | dict(self.model.named_buffers()), None)
+            fill(model, dict(self.model.named_buffers()) | dict(self.whole()), None)
             yield model
         self.settle()
 
     def whole(self, gradients: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter of the model by name, or its gradient, whole, as one process would hold it; all ranks go through them together."""
+        """Every parameter of the model by name, or its gradient, whole, as one process would hold it; all ranks go through them together.
+
+        With stages the lasting buffers too, of which some are kept by one stage alone.
+        """
         owners = {} if self.stages is None else self._owners()
         for name, parameter in self.model.named_parameters():
             value = parameter.grad if gradients else parameter.detach()
             found = None if value is None or value.is_meta else shards.whole(value, self.parts.get(name, ()))
             if self.stages is not None:
-                found = torch.zeros(parameter.shape, dtype=parameter.dtype, device=device.device()) if found is None else found.contiguous()
-                torch.distributed.broadcast(found, group=self.world.group("pipe"), group_src=owners[name])
+                found = self._from_stage(owners[name], parameter, found)
             if found is not None:
                 yield name, found
+        for name, buffer in self._lasting() if self.stages is not None and not gradients else ():
+            yield name, self._from_stage(owners[name], buffer, None if buffer.is_meta else buffer)
+
+    def _from_stage(self, owner: int, like: Tensor, found: Tensor | None) -> Tensor:
+        """A tensor that the stages of one rank have, on all."""
+        found = torch.zeros(like.shape, dtype=like.dtype, device=device.device()) if found is None else found.contiguous()
+        torch.distributed.broadcast(found, group=self.world.group("pipe"), group_src=owner)
+        return found
+
+    def _lasting(self) -> list[tuple[str, Tensor]]:
+        """The buffers that are saved with a model."""
+        lasting = self.model.state_dict(keep_vars=True).keys()
+        return [(name, buffer) for name, buffer in self.model.named_buffers() if name in lasting]
 
     def _owners(self) -> dict[str, int]:
-        """The first rank along the pipe axis that holds each parameter, by name."""
-        pairs = [(name, self.world.index("pipe")) for name, p in self.model.named_parameters() if not p.is_meta]
-        return dict(reversed(self.world.joined(pairs, "pipe")))
+        """The first rank along the pipe axis that holds each parameter, and each lasting buffer, by name."""
+        every = [*self.model.named_parameters(), *self._lasting()]
+        return dict(reversed(self.world.joined([(name, self.world.index("pipe")) for name, value in every if not value.is_meta], "pipe")))
 
     def merged(self, plain: dict[str, Any]) -> dict[str, Any]:
         """A state's plain values with those of all stages and all that ranks keep alone (train/checkpoint_state.py), on every rank."""

@@ -10,7 +10,7 @@ import torch
 from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import TOKENS, World
 from bessemer.models.layers import native_attention
-from bessemer.models.reparameterized import Counting, matrices
+from bessemer.models.reparameterized import matrices
 from bessemer.parallel import cost, data, expert, pipeline, tensor
 from bessemer.parallel import remat as remats
 from bessemer.parallel.context.columns import Axis, Method
@@ -135,9 +135,6 @@ def _check_reparameterized(model: Any, world: World, options: Parallel) -> None:
     if found and world.count("tensor") > 1:
         problem = "the factors of a reparameterized layer can't be divided along the tensor axis"
         raise RecipeError(problem, key="adapt", mend="use mesh.tensor = 1, or merge the model before this stage")
-    if data.wanted(world, options.shard) and any(isinstance(each, Counting) for each in found):
-        problem = "layers that change between steps need whole parameters, and this run shards them"
-        raise RecipeError(problem, key="adapt", mend='parallel.shard = "none" keeps them whole')
 
 
 def _leave_partial(layout: Layout, inner: list[torch.nn.Parameter], outer: list[torch.nn.Parameter]) -> None:

@@ -249,9 +249,13 @@ def _no_second_pass(batch: Batch) -> Outputs:
 
 
 def _forget(model: nn.Module, kept: set[int]) -> None:
-    """Gives back the memory of parameters that lie on other ranks."""
+    """Gives back the memory of parameters that lie on other ranks, and of the buffers of layers that change themselves there."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if own and hasattr(module, "after_step") and not any(id(p) in kept for p in own):
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                module.register_buffer(name, buffer.to("meta"))
         for name, parameter in list(module.named_parameters(recurse=False)):
             if id(parameter) not in kept:
                 made.setdefault(id(parameter), nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad))

@@ -74,7 +74,8 @@ def restore(
     """
     plain, optimizers = checkpoint.plain, list(optimizers)
     tensors, _ = _model_state(model)
-    _check_model(checkpoint, tensors, {f"model.{_clean(name)}" for name, value in model.named_parameters() if value.is_meta})
+    elsewhere = {f"model.{_clean(name)}" for name, value in [*model.named_parameters(), *model.named_buffers()] if value.is_meta}
+    _check_model(checkpoint, tensors, elsewhere)
     saved = plain.get("optimizers", [])
     if len(saved) != len(optimizers):
         problem = f"holds {len(saved)} optimizers and this run has {len(optimizers)}"

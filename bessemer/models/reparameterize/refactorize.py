@@ -63,9 +63,7 @@ class RefactorizedMatrix(Counting):
         return linear(linear(x, self.right), self.left, bias)
 
     def act(self, progress: Progress, optimizers: Optimizers) -> None:
-        """Refactorizes when it is due."""
-        if self.updates % self.every:
-            return
+        """Refactorizes."""
         left, right = self.balanced(self.left @ self.right)
         self.left.copy_(left)
         self.right.copy_(right)

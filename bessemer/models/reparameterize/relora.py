@@ -48,10 +48,8 @@ class ReLoRAMatrix(LowRank, Counting):
         self.every, self.prune, self.zeroes = every, prune, prune < 1.0
 
     def act(self, progress: Progress, optimizers: Optimizers) -> None:
-        """Restarts when it is due."""
-        if self.updates % self.every:
-            return
-        self.base += self.scale * (self.left @ self.right)
+        """Restarts."""
+        self.base.add_(self.left @ self.right, alpha=self.scale)
         self.left.zero_()
         drawn = torch.randn(self.right.shape, generator=self.place.generator("right", self.updates)) * (3 * self.inputs) ** -0.5
         self.right.copy_(drawn)

@@ -52,7 +52,7 @@ class SpectralMatrix(Counting):
 
     def __init__(self, weight: Tensor, place: Place, *, rank: int | Auto, every: int, draws: int | Auto) -> None:
         super().__init__(weight, place)
-        self.rank, self.every = rank_of(weight, rank), every
+        self.rank, self.round = rank_of(weight, rank), every
         self.draws = -(-min(weight.shape) // self.rank) if draws == "auto" else draws
         outputs, inputs = place.axes
         left, values, right = (each.to(weight.dtype) for each in svd(weight))
@@ -75,11 +75,11 @@ class SpectralMatrix(Counting):
     def act(self, progress: Progress, optimizers: Optimizers) -> None:
         """Back to non-negative values and unit vectors; and new vectors when they are due."""
         self.values.clamp_(min=0)
-        self.left /= torch.linalg.vector_norm(self.left, dim=0, keepdim=True).clamp(min=1e-30)
-        self.right /= torch.linalg.vector_norm(self.right, dim=1, keepdim=True).clamp(min=1e-30)
-        if self.updates % self.every:
+        self.left.div_(torch.linalg.vector_norm(self.left, dim=0, keepdim=True).clamp(min=1e-30))
+        self.right.div_(torch.linalg.vector_norm(self.right, dim=1, keepdim=True).clamp(min=1e-30))
+        if self.updates % self.round:
             return
-        if self.updates // self.every % self.draws == 0:
+        if self.updates // self.round % self.draws == 0:
             left, values, right = svd(self.composed())
             self._lay(left, values, right)
             optimizers.forget(self.values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,10 +43,11 @@ class DeepZero(ZerothOrder):
         with probe.exact(), probe.reusing() as reuse:
             for share, name in zip(self.plain["shares"], self.everywhere, strict=True):
                 parameter = every[name]
-                found = self.estimate(reuse, parameter, reuse.first_after(name), self.coordinates(parameter, name, share, probe.progress.step))
+                parts = probe.engine.layout.parts.get(name, ())
+                found = self.estimate(reuse, parameter, parts, reuse.first_after(name), self.coordinates(parameter, name, share, probe.progress.step))
                 parameter.grad = None if parameter.is_meta else found
 
-    def estimate(self, reuse: Reuse, parameter: Tensor, first: int, coordinates: Tensor) -> Tensor:
+    def estimate(self, reuse: Reuse, parameter: Tensor, parts: Sequence[int], first: int, coordinates: Tensor) -> Tensor:
         """Forward differences at these places of a parameter that no block before `first` reads; ranks that hold the place move it."""
         found = torch.zeros_like(parameter)
         if parameter.is_meta:  # another stage's: this one takes part in its losses
@@ -53,7 +55,7 @@ class DeepZero(ZerothOrder):
                 reuse.loss(first)
             return found
         here, flat = shards.local(found).view(-1), shards.local(parameter.detach()).view(-1)
-        for place in shards.where(parameter, coordinates).tolist():
+        for place in shards.where(parameter, coordinates, parts).tolist():
             if place >= 0:
                 before = flat[place].clone()
                 flat[place] += self.radius
