@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bessemer.core import rng, shards
+from bessemer.core.collectives import Along
 from bessemer.core.errors import RecipeError
 from bessemer.core.products import linear
 from bessemer.core.progress import Progress
@@ -103,12 +104,18 @@ class Together:
 class Matrix(nn.Module):
     """One matrix of a layer, [outputs, inputs], made of what trains. A method derives from it.
 
+    Where ranks share a layer's outputs or inputs (parallel/tensor.py), each has of every parameter what lies along that axis, the others whole,
+    and what is composed or computed of them here is the rank's share of the outputs, or its summand.
+
     Attributes:
         keeps: whether it begins as the weight it was made from, so that an earlier model goes on as it was.
         axes, roles: as in layers/linear.py, for each of its parameters.
+        outputs, inputs: of the whole matrix.
     """
 
     keeps: ClassVar[bool] = True
+    inputs_shared = Along()
+    """The ranks that share the inputs."""
 
     def __init__(self, weight: Tensor, place: Place) -> None:
         super().__init__()
@@ -130,11 +137,25 @@ class Matrix(nn.Module):
         """The bias [outputs] that goes with it, given the layer's own."""
         return bias
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x [..., inputs] -> [..., outputs]: x composed()^T + composed_bias(bias), or the same computed more cheaply."""
+    def product(self, x: Tensor) -> Tensor:
+        """x [..., inputs] -> [..., outputs]: x composed()^T, or the same computed more cheaply."""
         with exact(x):
-            weight, shift = self.composed(), self.composed_bias(bias)
-        return linear(x, weight, shift)
+            weight = self.composed()
+        return linear(x, weight)
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x [..., inputs] -> [..., outputs]: the product with the composed bias."""
+        y, shift = self.product(x), self.composed_bias(bias)
+        return y if shift is None else y + shift.to(y.dtype)
+
+    def share(self, ranks: Along, dim: int) -> None:
+        """From now on this rank has its share of the outputs (dim 0) or inputs (1).
+
+        Raises:
+            RecipeError: what it is made of can't be cut there.
+        """
+        if dim == 1:
+            self.inputs_shared = ranks
 
     def flops(self) -> float:
         """Operations of training on one token: 2 each forward, for the input's gradient and for the weight's."""

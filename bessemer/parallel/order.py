@@ -10,7 +10,6 @@ import torch
 from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import TOKENS, World
 from bessemer.models.layers import native_attention
-from bessemer.models.reparameterized import matrices
 from bessemer.parallel import cost, data, expert, pipeline, tensor
 from bessemer.parallel import remat as remats
 from bessemer.parallel.context.columns import Axis, Method
@@ -64,7 +63,6 @@ def spread(model: Any, world: World, options: Parallel, *, compile: bool = False
         RecipeError: the model's sizes don't allow this mesh.
     """
     options = options.model_copy(update={"shard": data.chosen(model, world, options.shard)})
-    _check_reparameterized(model, world, options)
     _check_modalities(model, world)
     _check_remat(model, world, options)
     _check_pieces(world, options)
@@ -127,14 +125,6 @@ def _check_stages(stages: pipeline.Pipeline, world: World, options: Parallel) ->
     if stages.kind.folded and (stages.model.options["tied"] or len(stages.model.ahead)) and data.wanted(world, options.shard):
         problem = "the first and the last stage of a V lie on one rank, and can't each shard the embedding they share"
         raise RecipeError(problem, key="parallel.pipe", mend='use parallel.shard = "none", or another schedule')
-
-
-def _check_reparameterized(model: Any, world: World, options: Parallel) -> None:
-    """Refuses meshes on which factors of a matrix would not make the matrix any more, or can't be seen whole between steps."""
-    found = matrices(model)
-    if found and world.count("tensor") > 1:
-        problem = "the factors of a reparameterized layer can't be divided along the tensor axis"
-        raise RecipeError(problem, key="adapt", mend="use mesh.tensor = 1, or merge the model before this stage")
 
 
 def _leave_partial(layout: Layout, inner: list[torch.nn.Parameter], outer: list[torch.nn.Parameter]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from bessemer.core import shards
@@ -28,6 +29,7 @@ from bessemer.models.layers.grouped import ExpertLinear
 from bessemer.models.layers.head import Head, Share
 from bessemer.models.layers.linear import Linear
 from bessemer.models.layers.norm import RMSNorm
+from bessemer.models.reparameterized import Matrix, Reparameterized
 from bessemer.parallel.expert import SharedMixture
 from bessemer.parallel.overlap import gather_product, product_scatter
 
@@ -83,6 +85,27 @@ class RowLinear(Linear, _Shared):
         else:
             summed = product_scatter(input, self.weight, self.ranks, self.columns.pieces)
         return summed if self.bias is None else summed + self.bias.to(summed.dtype)
+
+
+class ColumnReparameterized(Reparameterized, _Shared):
+    """The same for a weight made of something else, of which each rank has its outputs' part."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.columns.only(gather(x, 1, self.ranks)))
+
+    def members(self) -> Iterator[tuple[Any, Tensor | None]]:
+        parts = [part // self.ranks.size for part in self.parts]
+        yield from zip(self.matrices, [None] * len(parts) if self.offset is None else self.offset.split(parts), strict=True)
+
+
+class RowReparameterized(Reparameterized, _Shared):
+    """The same where the inputs are cut."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = [matrix.product(x) for matrix, _ in self.members()]
+        summed = scatter_sum(pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1), 1, self.ranks)
+        bias = self.bias
+        return summed if bias is None else summed + bias.to(summed.dtype)
 
 
 class VocabularyEmbedding(Embedding, _Shared):
@@ -142,7 +165,8 @@ def _undivided(model: Any) -> set[int]:
     """The products of single tasks outside blocks, by identity: what they read is whole on every rank, so every rank does them whole."""
     inside = {id(part) for chain in nested(model) for block in chain for part in block.modules()}
     parts = getattr(model, "tasks", nn.ModuleDict()).modules()
-    return {id(part) for part in parts if isinstance(part, Linear) and not isinstance(part, Head) and id(part) not in inside}
+    kinds = Linear | Reparameterized | Matrix
+    return {id(part) for part in parts if isinstance(part, kinds) and not isinstance(part, Head) and id(part) not in inside}
 
 
 def check(model: Any, count: int) -> None:
@@ -156,8 +180,16 @@ def check(model: Any, count: int) -> None:
         if id(module) in undivided:
             continue
         sizes = {"query heads": module.heads, "key heads": module.kv_heads} if isinstance(module, Attention) else {}
-        if isinstance(module, Linear) and "ffn" in module.axes["weight"]:
-            sizes = {"elements of the feed-forward part": module.weight.shape[module.axes["weight"].index("ffn")] // len(module.parts)}
+        axes = module.plain_axes if isinstance(module, Reparameterized) else module.axes["weight"] if isinstance(module, Linear) else ()
+        if "vocabulary" in axes and isinstance(module, Reparameterized):
+            raise RecipeError(
+                "the head's weight is made of other parameters, and ranks can't share its vocabulary",
+                key="adapt.match",
+                mend="leave the head out, or mesh.tensor = 1",
+            )
+        if "ffn" in axes:
+            size = (module.outputs, module.inputs) if isinstance(module, Reparameterized) else module.weight.shape
+            sizes = {"elements of the feed-forward part": size[axes.index("ffn")] // len(module.parts)}
         for what, size in sizes.items():
             if size % count:
                 raise RecipeError(f"{size} {what} can't be shared evenly by {count} ranks", key="mesh.tensor", mend=f"choose a divisor of {size}")
@@ -189,7 +221,7 @@ def apply(model: Any, world: World, chains: list[list[nn.Module]], pieces: int) 
             continue
         divided = {} if id(module) in undivided else _take_part(module, ranks, columns)
         for name, parameter in list(module.named_parameters(recurse=False)):
-            stacked = getattr(module, "parts", ()) if isinstance(module, Linear) and divided.get(name) == 0 else ()
+            stacked = getattr(module, "parts", ()) if isinstance(module, Linear | Reparameterized) and divided.get(name) == 0 else ()
             if id(parameter) not in made:
                 made[id(parameter)] = _cut(parameter, mesh, divided.get(name), stacked)
             module.register_parameter(name, made[id(parameter)])
@@ -214,6 +246,17 @@ def _take_part(module: Any, ranks: Along, columns: Columns) -> dict[str, int]:
     if isinstance(module, Attention):
         module.heads, module.kv_heads = module.heads // ranks.size, module.kv_heads // ranks.size
         module.parts = tuple(part // ranks.size for part in module.parts)  # type: ignore[assignment]
+    if isinstance(module, Reparameterized):
+        dim = next((d for d, axis in enumerate(module.plain_axes) if axis in CUT), None)
+        if dim is None:
+            return {}
+        for matrix in module.matrices:
+            matrix.share(ranks, dim)  # type: ignore[operator]
+        module.__class__ = (ColumnReparameterized, RowReparameterized)[dim]
+        module.__dict__.update(ranks=ranks, columns=columns)
+        return divided
+    if isinstance(module, Matrix):
+        return divided
     kind = _kind(module, divided)
     if kind is not None:
         if isinstance(module, Embedding | Head):
@@ -252,9 +295,7 @@ def _see_local(module: nn.Module) -> None:
 
 def _piece(name: str) -> Any:
     def piece(module: nn.Module) -> Any:
-        parameter: Any = module._parameters[name]
-        return (
-            parameter.to_local() if parameter.device_mesh.ndim == 1 else parameter
-        )  # sharded along data too: between steps, not to be computed with
+        parameter: Any = module._parameters[name]  # plain while its layer has it whole; sharded along data too between steps, not to be computed with
+        return parameter.to_local() if isinstance(parameter, DTensor) and parameter.device_mesh.ndim == 1 else parameter
 
     return piece

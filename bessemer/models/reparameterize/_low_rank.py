@@ -30,8 +30,8 @@ class LowRank(Matrix):
     def composed(self) -> Tensor:
         return self.base + self.scale * (self.left @ self.right)
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return linear(x, self.base, bias) + self.scale * linear(linear(x, self.right), self.left)
+    def product(self, x: Tensor) -> Tensor:
+        return linear(x, self.base) + self.scale * linear(linear(x, self.right), self.left)
 
     def flops(self) -> float:
         """A frozen matrix needs no gradient of its own."""

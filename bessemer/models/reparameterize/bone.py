@@ -9,6 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bessemer.core.collectives import Along
+from bessemer.core.errors import RecipeError
 from bessemer.core.products import linear
 from bessemer.models.reparameterized import Match, Matrix, Others, Place, replace
 
@@ -49,26 +51,38 @@ class BoneMatrix(Matrix):
     def __init__(self, weight: Tensor, place: Place, *, rank: int, guide: bool) -> None:
         super().__init__(weight, place)
         self.rank, self.guide = rank, guide
-        self.rows, self.columns = -(-self.outputs // rank), -(-self.inputs // rank)
         self.hold("base", weight, trains=False)
-        self.hold("blocks", weight.new_zeros(self.rows * rank, rank), axes=(place.axes[0], "rank"))
+        self.hold("blocks", weight.new_zeros(-(-self.outputs // rank) * rank, rank), axes=(place.axes[0], "rank"))
+
+    def share(self, ranks: Along, dim: int) -> None:
+        """Blocks stay whole."""
+        super().share(ranks, dim)
+        size = self.inputs if dim else self.outputs
+        if size % (ranks.size * self.rank):
+            raise RecipeError(
+                f"blocks of {self.rank} don't divide the share that each of {ranks.size} ranks has of {size}",
+                key="adapt.rank",
+                mend="a rank that does, or mesh.tensor = 1",
+            )
 
     def composed(self) -> Tensor:
-        size = self.rank
-        blocks = self.blocks.view(self.rows, 1, size, size)
-        change = blocks.expand(-1, self.columns, -1, -1)
+        size, (outputs, inputs) = self.rank, self.base.shape
+        rows, columns = -(-outputs // size), -(-inputs // size)
+        blocks = self.blocks.view(rows, 1, size, size)
+        change = blocks.expand(-1, columns, -1, -1)
         if self.guide:
-            filled = F.pad(self.base, (0, self.columns * size - self.inputs, 0, self.rows * size - self.outputs))
-            change = change + filled.view(self.rows, size, self.columns, size).transpose(1, 2) @ blocks
-        whole = change.transpose(1, 2).reshape(self.rows * size, self.columns * size)
-        return self.base + whole[: self.outputs, : self.inputs]
+            filled = F.pad(self.base, (0, columns * size - inputs, 0, rows * size - outputs))
+            change = change + filled.view(rows, size, columns, size).transpose(1, 2) @ blocks
+        whole = change.transpose(1, 2).reshape(rows * size, columns * size)
+        return self.base + whole[:outputs, :inputs]
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         if self.guide:
-            return super().forward(x, bias)
-        filled = F.pad(x, (0, self.columns * self.rank - self.inputs))
-        sums = filled.unflatten(-1, (self.columns, self.rank)).sum(-2)
-        return linear(x, self.base, bias) + linear(sums, self.blocks[: self.outputs])
+            return super().product(x)
+        outputs, inputs = self.base.shape
+        columns = -(-inputs // self.rank)
+        sums = F.pad(x, (0, columns * self.rank - inputs)).unflatten(-1, (columns, self.rank)).sum(-2)
+        return linear(x, self.base) + linear(sums, self.blocks[:outputs])
 
     def flops(self) -> float:
         """The guided form needs the gradient of the whole composed matrix."""

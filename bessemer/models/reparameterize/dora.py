@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from bessemer.core.collectives import reduced
 from bessemer.core.ranges import Count, Positive
 from bessemer.core.registry import Auto
 from bessemer.models.reparameterize.lora import LoRAMatrix
@@ -43,15 +44,14 @@ class DoRAMatrix(LoRAMatrix):
     def scales(self) -> Tensor:
         """magnitude / |V|, [outputs]; |V| without a gradient. A row of zeros stays zero."""
         with torch.no_grad():
-            norms = torch.linalg.vector_norm(super().composed(), dim=1)
+            norms = reduced(super().composed().square().sum(1), self.inputs_shared).sqrt()
         return self.magnitude / torch.where(norms > 0, norms, 1.0)
 
     def composed(self) -> Tensor:
         return self.scales()[:, None] * super().composed()
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         with exact(x):
             scales = self.scales()
-        y = super().forward(x, None)
-        y = scales.to(y.dtype) * y
-        return y if bias is None else y + bias.to(y.dtype)
+        y = super().product(x)
+        return scales.to(y.dtype) * y

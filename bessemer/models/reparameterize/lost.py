@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from bessemer.core.collectives import Along
 from bessemer.core.products import linear
 from bessemer.core.ranges import Count, Part, Share
 from bessemer.core.registry import Auto
@@ -45,6 +46,7 @@ class LOSTMatrix(Matrix):
     columns: Tensor
     keeps: ClassVar[bool] = False
     channels: Tensor
+    begin, mine = 0, slice(None)
 
     def __init__(self, weight: Tensor, place: Place, *, rank: int | Auto, density: float, gamma: float) -> None:
         super().__init__(weight, place)
@@ -61,12 +63,23 @@ class LOSTMatrix(Matrix):
         self.hold("columns", weight[:, chosen] if not weight.is_meta else weight[:, :count], axes=(outputs, "none"))
 
     def composed(self) -> Tensor:
-        return (self.gamma * (self.left @ self.right)).index_add(1, self.channels, (1 - self.gamma) * self.columns)
+        return (self.gamma * (self.left @ self.right)).index_add(1, self.here - self.begin, (1 - self.gamma) * self.columns[:, self.mine])
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         low = linear(linear(x, self.right), self.left)
-        y = self.gamma * low + (1 - self.gamma) * linear(x[..., self.channels], self.columns)
-        return y if bias is None else y + bias.to(y.dtype)
+        return self.gamma * low + (1 - self.gamma) * linear(x[..., self.here - self.begin], self.columns[:, self.mine])
+
+    def share(self, ranks: Along, dim: int) -> None:
+        """Of the channels each rank takes those among its inputs."""
+        super().share(ranks, dim)
+        if dim == 1:
+            self.begin, end = ranks.span(self.inputs)
+            self.mine = slice(*torch.searchsorted(self.channels, torch.tensor((self.begin, end))).tolist())
+
+    @property
+    def here(self) -> Tensor:
+        """The channels among the inputs that lie here."""
+        return self.channels[self.mine]
 
     def flops(self) -> float:
         """Both parts, at 6 for each number."""

@@ -59,8 +59,8 @@ class RefactorizedMatrix(Counting):
     def composed(self) -> Tensor:
         return self.left @ self.right
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return linear(linear(x, self.right), self.left, bias)
+    def product(self, x: Tensor) -> Tensor:
+        return linear(linear(x, self.right), self.left)
 
     def act(self, progress: Progress, optimizers: Optimizers) -> None:
         """Refactorizes."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bessemer.core.collectives import Along
 from bessemer.core.products import linear
 from bessemer.core.ranges import Count, Part, Positive
 from bessemer.core.registry import Auto
@@ -45,6 +46,8 @@ class SLTrainMatrix(Matrix):
     values: Tensor
     keeps: ClassVar[bool] = False
     places: Tensor
+    mine: Tensor | None = None
+    here: Tensor | None = None
 
     def __init__(self, weight: Tensor, place: Place, *, rank: int | Auto, density: float, alpha: float) -> None:
         super().__init__(weight, place)
@@ -62,12 +65,25 @@ class SLTrainMatrix(Matrix):
             chosen = torch.randperm(weight.numel(), generator=place.generator("places"))[:count].sort().values.to(weight.device)
         self.register_buffer("places", chosen)
 
-    def composed(self) -> Tensor:
-        return _compose(self.left, self.right, self.values, self.places, self.scale)
+    def share(self, ranks: Along, dim: int) -> None:
+        """Of the entries each rank takes those in its rows or columns."""
+        super().share(ranks, dim)
+        begin, end = ranks.span(self.inputs if dim else self.outputs)
+        rows, columns = self.places // self.inputs, self.places % self.inputs
+        self.mine = (((columns if dim else rows) >= begin) & ((columns if dim else rows) < end)).nonzero().flatten()
+        here = rows * (end - begin) + columns - begin if dim else (rows - begin) * self.inputs + columns
+        self.here = here[self.mine]
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        y = _Product.apply(x, self.left, self.right, self.values, self.places, self.scale)
-        return y if bias is None else y + bias.to(y.dtype)
+    def entries(self) -> tuple[Tensor, Tensor]:
+        """Those of S that lie here, and their places in what is here of the flat matrix."""
+        return (self.values, self.places) if self.here is None or self.mine is None else (self.values[self.mine], self.here)
+
+    def composed(self) -> Tensor:
+        return _compose(self.left, self.right, *self.entries(), self.scale)
+
+    def product(self, x: Tensor) -> Tensor:
+        found: Tensor = _Product.apply(x, self.left, self.right, *self.entries(), self.scale)
+        return found
 
 
 def _compose(left: Tensor, right: Tensor, values: Tensor, places: Tensor, scale: float) -> Tensor:

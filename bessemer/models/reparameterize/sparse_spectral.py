@@ -68,9 +68,9 @@ class SpectralMatrix(Counting):
     def composed(self) -> Tensor:
         return _compose(self.values, self.left, self.right, self.held_left, self.held_right)
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        y = _Product.apply(x, self.values, self.left, self.right, self.held_left, self.held_right)
-        return y if bias is None else y + bias.to(y.dtype)
+    def product(self, x: Tensor) -> Tensor:
+        found: Tensor = _Product.apply(x, self.values, self.left, self.right, self.held_left, self.held_right)
+        return found
 
     def act(self, progress: Progress, optimizers: Optimizers) -> None:
         """Back to non-negative values and unit vectors; and new vectors when they are due."""

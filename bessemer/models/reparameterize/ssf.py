@@ -51,11 +51,9 @@ class SSFMatrix(Matrix):
         scaled = None if bias is None else self.scale * bias
         return self.shift if scaled is None else scaled if self.shift is None else scaled + self.shift
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         y = linear(x, self.base)
-        y = self.scale.to(y.dtype) * y
-        shift = self.composed_bias(bias)
-        return y if shift is None else y + shift.to(y.dtype)
+        return self.scale.to(y.dtype) * y
 
     def flops(self) -> float:
         """The frozen matrix needs no gradient of its own."""

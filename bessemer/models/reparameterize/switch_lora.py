@@ -73,10 +73,10 @@ class SwitchLoRAMatrix(LowRank, Counting):
         for name in ("still_left", "still_right"):
             self.register_buffer(name, torch.zeros(own, dtype=torch.int64, device=weight.device))
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         left = torch.where(self.still_left > 0, self.left.detach(), self.left)
         right = torch.where((self.still_right > 0)[:, None], self.right.detach(), self.right)
-        return linear(x, self.base, bias) + self.scale * linear(linear(x, right), left)
+        return linear(x, self.base) + self.scale * linear(linear(x, right), left)
 
     def act(self, progress: Progress, optimizers: Optimizers) -> None:
         """Exchanges what is due after this update."""
