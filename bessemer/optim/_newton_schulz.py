@@ -63,7 +63,7 @@ class Momentum(NamedTuple):
     def take(self, slopes: list[Tensor], means: list[Tensor]) -> list[Tensor]:
         """What is to be made orthogonal, after the means took the gradients in."""
         torch._foreach_lerp_(means, slopes, 1.0 - self.keep)
-        return list(torch._foreach_lerp(slopes, means, self.keep)) if self.nesterov else means
+        return list(torch._foreach_lerp(means, slopes, 1.0 - self.keep)) if self.nesterov else means
 
 
 def coefficients(steps: int, polynomial: Polynomial) -> Coefficients:

@@ -94,13 +94,13 @@ class ScheduleFreeAdamW(Rule):
         """The parameters are the average x inside, for evaluation and export; after it they are y again, bit by bit."""
         every = [p for group in self.param_groups for p in group["params"]]
         cut = [[p for p in every if p in owners] for owners in self.gathering()]
-        lying = [p for lie in cut for p in lie]
-        here = [p for p in every if "z" in self.state.get(p, {}) and not any(p is other for other in lying)]
+        lying = {p: None for lie in cut for p in lie}
+        here = [p for p in every if "z" in self.state.get(p, {}) and p not in lying]
         held = [(p, p.detach().clone()) for p in [*here, *lying]]
         try:
             with torch.no_grad():
                 for p in here:
-                    p.lerp_(self.state[p]["z"], 1.0 - 1.0 / self.betas[0])
+                    shards.local(p).lerp_(shards.local(self.state[p]["z"]), 1.0 - 1.0 / self.betas[0])
                 for owners, lie in zip(self.gathering(), cut, strict=True):
                     self._average_pieces(owners, lie)
             yield

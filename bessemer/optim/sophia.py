@@ -136,8 +136,9 @@ class Sophia(Rule):
                 sweep(lambda _, new, h: move(h, new), [torch.empty_like(estimate)], [estimate], column)
 
         cut = [[p for p in mine if p in owners] for owners in self.gathering()]
+        lying = {p for lie in cut for p in lie}
         for p in mine:
-            if not any(p is other for lie in cut for other in lie):
+            if p not in lying:
                 take(p, estimates[p])
         for owners, lie in zip(self.gathering(), cut, strict=True):
             for found in owners.gather(lie, [[shards.local(estimates[p]) for p in lie]]) if lie else ():

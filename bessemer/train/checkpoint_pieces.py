@@ -84,10 +84,9 @@ def in_pieces(tensors: Mapping[str, Tensor], parts: Mapping[str, Sequence[int]] 
 
 
 def _parts_of(name: str, value: Tensor, parts: Mapping[str, Sequence[int]]) -> Sequence[int]:
-    """Those of the parameter that a tensor is or belongs to: "model.NAME" or "optimizer.NAME.KEY"."""
+    """Those of the parameter that a tensor is or belongs to: "model.NAME" or "optimizer.NAME.KEY", where a key may have dots too."""
     kind, _, rest = name.partition(".")
-    parameter = rest if kind == "model" else rest.rpartition(".")[0]
-    cut = parts.get(parameter, ())
+    cut = parts.get(rest, ()) if kind == "model" else next((cut for of, cut in parts.items() if rest.startswith(f"{of}.")), ())
     return cut if cut and value.shape[shards.outputs(value)] == sum(cut) else ()
 
 

@@ -31,7 +31,7 @@ HUTCHINSON = {**SOPHIA, "estimate": "hutchinson"}
 FULL, TENSOR = ({"data": 2}, {}), ({"tensor": 2}, {})
 COPIES = ({"replica": 2}, {"shard": "none"})
 STAGES, COLUMNS = ({"tensor": 2, "pipe": 2}, {}), ({"data": 2, "context": 2}, {})
-QUANTISED = {"shards": FULL, "shards and tensor": ({"data": 2, "tensor": 2}, {}), "copies": COPIES}
+QUANTISED = {"shards": FULL, "tensor": TENSOR, "shards and tensor": ({"data": 2, "tensor": 2}, {}), "copies": COPIES}
 LAYOUTS = {"shards": FULL, "copies": COPIES, "stages": STAGES, "columns": COLUMNS}
 METHODS = {
     "lawa": {"latest": 2, "every": 1},
@@ -43,6 +43,10 @@ METHODS = {
     "qk_clip": {"limit": 0.05},
     "tract": {"match": "embed.weight"},
 }
+
+
+ROWS = [[5, 1], [4], [2, 3]]
+"""Of each step's micro-batches: uneven, too few for every rank, and a lone one."""
 
 
 def beside(name: str) -> list[dict[str, Any]]:
@@ -63,7 +67,7 @@ def train(
     progress = Progress(steps=3)
     for step in range(3):
         progress.step = step
-        mine = [share(batch, world.index("replica", "data"), world.count("replica", "data")) for batch in batches([4, 4], step)]
+        mine = [share(batch, world.index("replica", "data"), world.count("replica", "data")) for batch in batches(ROWS[step], step)]
         moving.begin(progress)
         engine.forward_backward(mine)
         moving.prepare(Probe(engine, mine, progress))
@@ -83,6 +87,7 @@ CASES = [
     *(pytest.param((*layout, SOPHIA | {"states": "8bit"}, []), id=f"sophia in 8 bits, {name}") for name, layout in QUANTISED.items()),
     *(pytest.param((*layout, FREE, []), id=f"schedule-free in 8 bits, {name}") for name, layout in QUANTISED.items()),
     pytest.param((*FULL, ADAMW, [*AVERAGE, *NOISE]), id="ema, shards"),
+    pytest.param(({"pipe": 2}, {}, ADAMW, [{"name": "ema", "decay": 0.5, "match": "blocks.1.*"}]), id="ema of one stage"),
     *(pytest.param((*layout, HUTCHINSON, []), id=f"sophia by hutchinson, {name}") for name, layout in (("stages", STAGES), ("columns", COLUMNS))),
     *(pytest.param((*layout, ADAMW, [*AVERAGE, *NOISE]), id=f"ema, {name}") for name, layout in (("stages", STAGES), ("columns", COLUMNS))),
     pytest.param(({"context": 2}, {"context": "ring"}, ADAMW, beside("qk_clip")), id="qk_clip, ring"),
@@ -120,7 +125,11 @@ def refused(mesh: dict[str, int], around: list[dict[str, Any]], options: dict[st
 
 @pytest.mark.parametrize(
     ("mesh", "match", "options", "said"),
-    [({"tensor": 2}, "blocks.0.mlp.*.weight", {}, "its inputs are cut"), ({"pipe": 2}, "embed.weight", {"tied": True}, "lies on another stage")],
+    [
+        ({"tensor": 2}, "blocks.0.mlp.*.weight", {}, "its inputs are cut"),
+        ({"pipe": 2}, "embed.weight", {"ahead": 1}, "looked up on two stages"),
+        ({"data": 2}, "embed.weight", {"tied": True}, "also the head's"),
+    ],
 )
 def test_layers_whose_inputs_no_rank_sees_are_not_corrected(ranks, mesh, match, options, said):
     assert all(said in each for each in ranks(refused, mesh, [{"name": "tract", "match": match}], options, count=2))

@@ -8,8 +8,10 @@ import torch
 import torch.distributed as dist
 
 from bessemer.core.mesh import Mesh, World
+from bessemer.core.progress import Progress
 from bessemer.core.registry import choose
 from bessemer.models.families.decoder import Decoder
+from bessemer.models.reparameterized import KIND, matrices, reparameterize
 from bessemer.models.transfer import parameter_roles
 from bessemer.parallel.order import Parallel, spread
 from bessemer.train import optimizers
@@ -44,14 +46,15 @@ WHOLE = [
 EXPERTS = {"count": 4, "active": 2, "ffn": 24, "bias": 0.0}
 
 
-def go_on(
-    folder: str, mesh: dict[str, int], parallel: dict[str, Any], options: dict[str, Any], optim: list[dict[str, Any]], seed: int
-) -> dict[str, Any]:
+def go_on(folder: str, mesh: dict[str, int], parallel: dict[str, Any], options: dict[str, Any], made: dict[str, Any], seed: int) -> dict[str, Any]:
     """Loads the newest checkpoint of the folder if there is one, reports the state, takes a step and saves what it came to."""
     world = World(Mesh.of(mesh))
-    model = Decoder(VOCABULARY, seed, **(MODEL | options))
+    model: Any = Decoder(VOCABULARY, seed, **(MODEL | options))
+    if "adapt" in made:
+        model = reparameterize(model, choose(KIND, made["adapt"]), seed)
     layout = spread(model, world, Parallel(**parallel))
-    moving = optimizers.build(model, [choose("optim", each, optimizers.TAGS) for each in optim], parameter_roles(model))
+    around = [choose("optim/around", each, optimizers.TAGS) for each in made.get("around", [])]
+    moving = optimizers.build(model, [choose("optim", each, optimizers.TAGS) for each in made["optim"]], parameter_roles(model), around)
     engine = Engine(model, {"text": (choose("objectives", "next_token")(), 1.0)}, torch.float32, layout)
     saver = Checkpointer(Path(folder), keep_last=99)
     found = latest(saver.folder)
@@ -62,6 +65,9 @@ def go_on(
     mine = [share(batch, world.index("replica", "data"), world.count("replica", "data")) for batch in batches([4, 2], step)]
     loss = engine.forward_backward(mine).loss
     moving.step()
+    for matrix in matrices(model):
+        if hasattr(matrix, "after_step"):
+            matrix.after_step(Progress(step=step, steps=9), moving)
     moving.zero_grad()
     tensors, plain = state_of(model, moving.optimizers, layout.parts)
     saver.save(step + 1, tensors, layout.merged(plain))
@@ -69,25 +75,30 @@ def go_on(
     if dist.is_initialized():
         dist.barrier()
     weights = {name: value.clone() for name, value in layout.whole()}
+    with moving.averaged():
+        weights |= {f"averaged {name}": value.clone() for name, value in layout.whole()}
     return {"loss": loss, "weights": weights} if world.first else {}
 
 
 @pytest.mark.parametrize(
-    ("options", "optim", "layouts"),
+    ("options", "made", "layouts"),
     [
-        ({"depth": 4}, MUON, LAYOUTS),
-        ({"depth": 4, "tied": True}, ADAMW, LAYOUTS),
-        ({"experts": EXPERTS}, ADAMW, ROUTED),
-        ({"depth": 4}, WHOLE, LAYOUTS),
-        ({"experts": EXPERTS}, WHOLE, ROUTED),
+        ({"depth": 4}, {"optim": MUON}, LAYOUTS),
+        ({"depth": 4, "tied": True}, {"optim": ADAMW}, LAYOUTS),
+        ({"experts": EXPERTS}, {"optim": ADAMW}, ROUTED),
+        ({"depth": 4}, {"optim": WHOLE}, LAYOUTS),
+        ({"experts": EXPERTS}, {"optim": WHOLE}, ROUTED),
+        ({"depth": 4}, {"optim": ADAMW, "around": [{"name": "lawa", "latest": 2, "every": 1}]}, LAYOUTS),
+        ({"depth": 4}, {"optim": [{"name": "schedule_free_adamw", "eps": 1e-3, "states": "8bit"}]}, LAYOUTS),
+        ({"depth": 4}, {"optim": ADAMW, "adapt": {"name": "switch_lora", "rank": 4, "interval": 2.0, "hold": 1}}, LAYOUTS),
     ],
-    ids=["muon", "adamw", "experts", "whole", "whole experts"],
+    ids=["muon", "adamw", "experts", "whole", "whole experts", "lawa", "schedule-free", "switch_lora"],
 )
-def test_a_run_moves_from_layout_to_layout(ranks, tmp_path, options, optim, layouts):
+def test_a_run_moves_from_layout_to_layout(ranks, tmp_path, options, made, layouts):
     """One step under each layout in turn, the next going on from what the last saved, is the training of one process."""
     for number, (mesh, parallel) in enumerate(layouts):
         count = Mesh.of(mesh).ranks
-        arguments = (options, optim, number)  # another seed each time: what is not restored shows
+        arguments = (options, made, number)  # another seed each time: what is not restored shows
         moved = ranks(go_on, str(tmp_path / "moved"), mesh, parallel, *arguments, count=count)[0]
         alone = go_on(str(tmp_path / "alone"), {}, {}, *arguments)
         assert moved["loss"] == pytest.approx(alone["loss"], rel=1e-5), mesh

@@ -128,6 +128,25 @@ def test_pieces_move_as_the_whole_does(ranks, cut, room):
             assert max(holders) < sum(holders), (name, options)
 
 
+def large(cut: str | None) -> dict[str, Any]:
+    """Muon on matrices that processors multiply in bfloat16, which makes a last digit of what goes in a hundredth of what comes out."""
+    before = dict(SHAPES)
+    SHAPES.clear()
+    SHAPES.update(wide=((256, 512), ()), tall=((512, 200), ()), stacked=((448, 224), (224, 224)))
+    try:
+        return moved("muon", {}, cut)
+    finally:
+        SHAPES.clear()
+        SHAPES.update(before)
+
+
+def test_large_matrices_are_orthogonalised_as_whole_ones(ranks):
+    alone, found = large(None), ranks(large, "rows", count=4)[0]
+    assert found["cut"] == ["wide", "tall", "stacked"]
+    for key, value in alone["weights"].items():
+        torch.testing.assert_close(found["weights"][key], value, rtol=1e-5, atol=1e-6)
+
+
 def sent(name: str) -> tuple[int, int]:
     """Numbers that this rank sends to others in a step, and numbers of the parameters."""
     mesh, found, real = DeviceMesh("cpu", torch.arange(4), mesh_dim_names=("shard",)), [0], _owners.dist.all_to_all_single

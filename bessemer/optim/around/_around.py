@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from bessemer.core.batch import Batch
 from bessemer.core.errors import RecipeError
 from bessemer.core.progress import Progress
 from bessemer.models.reparameterized import Counting
@@ -57,6 +58,26 @@ class Around(torch.optim.Optimizer):
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """After the optimizers' update."""
+
+
+class Given:
+    """The batch of the model's pass that now runs.
+
+    Args:
+        model: Batch -> outputs; `hook` ends the watching.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.batch: Batch | None = None
+        self.hook = model.register_forward_pre_hook(self._note)
+
+    def _note(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.batch = inputs[0]
+
+    def tokens(self, values: Tensor) -> Tensor | None:
+        """Which columns of values [rows, columns, ...] are no padding: bool [rows, columns]; None: all, or they are no columns of the batch."""
+        segments = getattr(self.batch, "segments", None)
+        return None if segments is None or segments.shape != values.shape[:2] else segments != 0
 
 
 def refuse_changing(method: Around) -> None:

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bessemer.core.batch import Batch
 from bessemer.core.errors import RecipeError
 from bessemer.core.ranges import NonNegative, Share
 from bessemer.optim._probe import Probe, weights
-from bessemer.optim.around._around import Around
+from bessemer.optim.around._around import Around, Given
 
 
 class ConAdv(Around):
@@ -57,21 +56,19 @@ class ConAdv(Around):
     def perturbations(self, probe: Probe) -> list[Tensor]:
         """One for each time the inputs are embedded, [rows, length, width]."""
         seen: list[tuple[Tensor, Tensor | None]] = []
-        given: list[Batch] = []
 
         def watch(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             output = output if output.requires_grad else output.detach().requires_grad_()
             output.retain_grad()
-            segments = given[-1].segments
-            seen.append((output, None if segments is None or segments.shape != output.shape[:2] else segments != 0))
+            seen.append((output, given.tokens(output)))
             return output
 
-        hooks = [self.model.register_forward_pre_hook(lambda model, inputs: given.append(inputs[0])), self.embed.register_forward_hook(watch)]
+        given, hook = Given(self.model), self.embed.register_forward_hook(watch)
         try:
             probe.gradients([])
         finally:
-            for hook in hooks:
-                hook.remove()
+            hook.remove()
+            given.hook.remove()
         return [self._push(probe, output.detach(), output.grad, valid) for output, valid in seen]
 
     def _push(self, probe: Probe, inputs: Tensor, gradient: Tensor | None, valid: Tensor | None) -> Tensor:

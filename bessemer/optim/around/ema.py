@@ -43,7 +43,8 @@ class Ema(Around):
             if "average" not in state:
                 state["average"] = parameter.detach().clone()
         averages = [self.state[p]["average"] for p in self.names]
-        torch._foreach_lerp_(averages, [p.detach() for p in self.names], 1.0 - keep)
+        if averages:  # a stage of a pipeline may have none
+            torch._foreach_lerp_(averages, [p.detach() for p in self.names], 1.0 - keep)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

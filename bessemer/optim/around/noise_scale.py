@@ -41,7 +41,7 @@ class NoiseScale(Around):
         self.found, self.progress = None, probe.progress
         if probe.progress.step % self.every:
             return
-        part = self._part(probe.batches)
+        part = self._part(probe)
         small, large = self._count(probe, part), self._count(probe, probe.batches)
         if 0 < small < large:
             layout, members = probe.engine.layout, list(self.names)
@@ -62,12 +62,15 @@ class NoiseScale(Around):
         if mean > 0.0 and noise > 0.0:
             self.progress.noise_scale = noise / mean
 
-    def _part(self, batches: list[Batch]) -> list[Batch]:
-        if len(batches) > 1:
-            return batches[:1]
-        lone = batches[0]
-        if lone.rows > 1:
-            return [lone.rows_of(0, lone.rows // 2)]
+    def _part(self, probe: Probe) -> list[Batch]:
+        """The same of the global batch however it is cut."""
+        if len(probe.batches) > 1:
+            return probe.batches[:1]
+        lone, world = probe.batches[0], probe.engine.layout.world
+        rows = world.joined([lone.rows], *ROWS)
+        if sum(rows) > 1:
+            wanted = sum(rows) // 2 - sum(rows[: world.index(*ROWS)])
+            return [lone.rows_of(0, min(max(wanted, 0), lone.rows))]
         early = {
             name: weights.where(torch.arange(weights.shape[-1], device=weights.device) < weights.shape[-1] // 2, 0)
             for name, weights in lone.weights.items()

@@ -15,7 +15,7 @@ from bessemer.core.progress import Progress
 from bessemer.core.ranges import Positive
 from bessemer.models.layers.embedding import Embedding
 from bessemer.optim._probe import Probe
-from bessemer.optim.around._around import Around
+from bessemer.optim.around._around import Around, Given
 
 
 class Tract(Around):
@@ -23,7 +23,7 @@ class Tract(Around):
 
     Claim: vision models reach the same accuracy in 1.25 to 4 times fewer steps.
     A linear layer's gradient G becomes G (X^T X / b + ridge I)^-1, X [b, inputs] being all inputs of the global batch; a table's rows are
-    inputs of which one is 1, so row i is divided by its share of the indices plus `ridge`. Name the layers by `match` or `role`.
+    inputs of which one is 1, so row i is divided by its share of the indices plus `ridge`. Padding is no input. Name the layers by `match` or `role`.
 
     Args:
         ridge: lambda in the paper.
@@ -34,10 +34,16 @@ class Tract(Around):
     def __init__(self, params: Any, model: nn.Module, *, ridge: Positive = 0.1) -> None:
         self.ridge = ridge
         super().__init__(params, model)
+        options = getattr(model, "options", {})
+        if "embed.weight" in self.everywhere and (options.get("tied") or (options.get("ahead") and any(p.is_meta for p in model.parameters()))):
+            raise RecipeError(
+                "'embed.weight' is also the head's, or looked up on two stages, and the correction belongs to the lookups of one table",
+                key="around.tract",
+                mend="model.tied = false, and with model.ahead mesh.pipe = 1",
+            )
         kinds = nn.Linear | nn.Embedding | Embedding
-        owners: dict[Any, nn.Module] = {
-            m._parameters["weight"]: m for m in model.modules() if isinstance(m, kinds)
-        }  # m.weight may be this rank's piece
+        owners: dict[Any, nn.Module] = {m._parameters["weight"]: m for m in model.modules() if isinstance(m, kinds)}
+        self.given = Given(model)
         self.seen: dict[Tensor, Tensor] = {}
         self.counts: dict[Tensor, float] = {}
         for parameter, name in self.names.items():
@@ -50,12 +56,6 @@ class Tract(Around):
                     f"'{name}' is cut along its inputs, or its inputs are cut, which are corrected together",
                     key="around.tract",
                     mend="mesh.tensor = 1, or another layer",
-                )
-            if name == "embed.weight" and getattr(model, "options", {}).get("tied") and any(p.is_meta for p in model.parameters()):
-                raise RecipeError(
-                    "the table is also the head, which lies on another stage and sees no inputs of the table",
-                    key="around.tract",
-                    mend="mesh.pipe = 1",
                 )
             owners[parameter].register_forward_pre_hook(self._watch(parameter))
 
@@ -71,13 +71,15 @@ class Tract(Around):
                 continue
             gram = probe.total(self.seen[parameter])
             count = float(probe.total(torch.tensor(self.counts[parameter], dtype=torch.float64, device=gram.device)))
-            corrected_in_place(parameter.grad, gram / count, self.ridge)
+            corrected_in_place(parameter.grad, gram / max(count, 1.0), self.ridge)
         self.begin(probe.progress)
 
     def _watch(self, parameter: Tensor) -> Callable[..., None]:
         def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if module.training and torch.is_grad_enabled():
                 found = inputs[0].detach()
+                real = self.given.tokens(found) if found.ndim == (3 if found.is_floating_point() else 2) else None
+                found = found if real is None else found[real]
                 if found.is_floating_point():
                     rows = found.reshape(-1, found.shape[-1]).float()
                     gram, count = rows.mT @ rows, rows.shape[0]

@@ -427,7 +427,7 @@ def test_the_noise_of_a_lone_row_is_measured_by_its_beginning():
     toy = Toy(around=[{"name": "noise_scale", "every": 1}])
     measure = toy.optimizers.around[0]
     row = batches(count=1, rows=1)
-    part = measure._part(row)
+    part = measure._part(Probe(toy.engine, row, Progress()))
     assert 0 < part[0].count("next_token") < row[0].count("next_token")
     assert part[0].weights["next_token"][:, LENGTH // 2 :].count_nonzero() == 0
 
