@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from bessemer.core import rng, shards
-from bessemer.core.collectives import Along
+from bessemer.core import rng
 from bessemer.core.errors import RecipeError
 from bessemer.core.products import linear
 from bessemer.core.progress import Progress
@@ -74,38 +71,11 @@ class Optimizers(Protocol):
         """The state of a parameter that has one number for each of its own, to be changed in place."""
 
 
-class Together:
-    """`Optimizers` for parameters of which ranks hold pieces, and which are whole for the while.
-
-    Args:
-        pieces: whole -> as it lies.
-    """
-
-    def __init__(self, optimizers: Optimizers, pieces: dict[Tensor, Tensor]) -> None:
-        self.optimizers, self.pieces = optimizers, pieces
-        self.taken: list[tuple[Tensor, Tensor]] = []
-
-    def forget(self, parameter: Tensor) -> None:
-        self.optimizers.forget(self.pieces.get(parameter, parameter))
-
-    def entries(self, parameter: Tensor) -> list[Tensor]:
-        states = self.optimizers.entries(self.pieces.get(parameter, parameter))
-        found = [shards.whole(state) for state in states]
-        self.taken += zip(states, found, strict=True)
-        return found
-
-    def hand_back(self) -> None:
-        """What became of the states goes into their pieces."""
-        for state, whole in self.taken:
-            if state is not whole:
-                shards.fill(state, whole)
-
-
 class Matrix(nn.Module):
     """One matrix of a layer, [outputs, inputs], made of what trains. A method derives from it.
 
-    Where ranks share a layer's outputs or inputs (parallel/tensor.py), each has of every parameter what lies along that axis, the others whole,
-    and what is composed or computed of them here is the rank's share of the outputs, or its summand.
+    Where several share a layer's outputs or inputs, each has of every parameter what lies along that axis, the others whole, and what is composed
+    or computed here is a share of the outputs, or a summand.
 
     Attributes:
         keeps: whether it begins as the weight it was made from, so that an earlier model goes on as it was.
@@ -114,8 +84,8 @@ class Matrix(nn.Module):
     """
 
     keeps: ClassVar[bool] = True
-    inputs_shared = Along()
-    """The ranks that share the inputs."""
+    total: Callable[[Tensor], Tensor] = staticmethod(lambda values: values)
+    """The sum, without a gradient, over those who share the inputs."""
 
     def __init__(self, weight: Tensor, place: Place) -> None:
         super().__init__()
@@ -148,14 +118,14 @@ class Matrix(nn.Module):
         y, shift = self.product(x), self.composed_bias(bias)
         return y if shift is None else y + shift.to(y.dtype)
 
-    def share(self, ranks: Along, dim: int) -> None:
-        """From now on this rank has its share of the outputs (dim 0) or inputs (1).
+    def share(self, dim: int, begin: int, end: int, total: Callable[[Tensor], Tensor]) -> None:
+        """From now on what is here is the part from `begin` to `end` of the outputs (dim 0) or inputs (1).
 
         Raises:
             RecipeError: what it is made of can't be cut there.
         """
         if dim == 1:
-            self.inputs_shared = ranks
+            self.__dict__["total"] = total
 
     def flops(self) -> float:
         """Operations of training on one token: 2 each forward, for the input's gradient and for the weight's."""
@@ -164,8 +134,6 @@ class Matrix(nn.Module):
 
 class Counting(Matrix):
     """A matrix that acts every so many updates. Its count is saved with checkpoints; steps the guard skipped don't count.
-
-    Where ranks hold pieces of its parameters each puts them together to act, and all do the same.
 
     Attributes:
         every: updates between two acts.
@@ -181,29 +149,15 @@ class Counting(Matrix):
 
     def after_step(self, progress: Progress, optimizers: Optimizers, counts: Any = None) -> None:
         """Called by the loop after each update."""
+        acts = self.due()
         self.updates += 1
-        if self.updates % self.every or any(p.is_meta for p in self.parameters()):  # of another stage
-            return
-        with torch.no_grad(), self._put_together(optimizers) as whole:
-            self.act(progress, whole)
+        if acts:
+            with torch.no_grad():
+                self.act(progress, optimizers)
 
-    @contextmanager
-    def _put_together(self, optimizers: Optimizers) -> Iterator[Optimizers]:
-        """The parameters are whole inside, and what became of them is in the pieces after it; so is their optimizers' state."""
-        pieces: dict[str, Any] = {name: p for name, p in self._parameters.items() if isinstance(p, DTensor)}
-        if not pieces:
-            yield optimizers
-            return
-        whole = {name: nn.Parameter(shards.whole(p.detach()), requires_grad=p.requires_grad) for name, p in pieces.items()}
-        found = Together(optimizers, {whole[name]: p for name, p in pieces.items()})
-        try:
-            self._parameters.update(whole)
-            yield found
-        finally:
-            self._parameters.update(pieces)
-        for name, p in pieces.items():
-            shards.fill(p.detach(), whole[name])
-        found.hand_back()
+    def due(self) -> bool:
+        """Whether the next update makes it act, for which its parameters must be whole. Without memory there is nothing to act on."""
+        return (self.updates + 1) % self.every == 0 and not any(p.is_meta for p in self.parameters())
 
     def act(self, progress: Progress, optimizers: Optimizers) -> None:
         """What the method does every `every` updates; `self.updates` have been taken."""
@@ -336,6 +290,11 @@ def rank_of(weight: Tensor, wanted: int | Auto) -> int:
     """The rank of a matrix's factors: as wanted but no more than it has; auto: a quarter of its smaller side, as for pre-training."""
     most = min(weight.shape)
     return max(1, most // 4) if wanted == "auto" else min(wanted, most)
+
+
+def has_numbers(values: Tensor) -> bool:
+    """Whether it is more than a shape, as in a dry run."""
+    return type(values) is Tensor and not values.is_meta
 
 
 def exact(x: Tensor) -> torch.autocast:

@@ -9,6 +9,7 @@ the embedding are cut along the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from bessemer.core import shards
-from bessemer.core.collectives import Along, along, gather, own, scatter_sum, sum_backward, sum_forward, whole
+from bessemer.core.collectives import Along, along, gather, own, reduced, scatter_sum, sum_backward, sum_forward, whole
 from bessemer.core.errors import RecipeError
 from bessemer.core.mesh import World
 from bessemer.core.products import linear
@@ -250,8 +251,8 @@ def _take_part(module: Any, ranks: Along, columns: Columns) -> dict[str, int]:
         dim = next((d for d, axis in enumerate(module.plain_axes) if axis in CUT), None)
         if dim is None:
             return {}
-        for matrix in module.matrices:
-            matrix.share(ranks, dim)  # type: ignore[operator]
+        for matrix, _ in module.members():
+            matrix.share(dim, *ranks.span((matrix.outputs, matrix.inputs)[dim]), partial(reduced, ranks=ranks))
         module.__class__ = (ColumnReparameterized, RowReparameterized)[dim]
         module.__dict__.update(ranks=ranks, columns=columns)
         return divided

@@ -24,6 +24,7 @@ from bessemer.data.tokenizer import Tokenizer
 from bessemer.data.tokens import Tokens
 from bessemer.evaluate.held_out import document_sums
 from bessemer.evaluate.subject import Subject, at_rest
+from bessemer.parallel.together import change
 from bessemer.train.checkpoint import Checkpointer
 from bessemer.train.checkpoint_folder import Checkpoint, latest
 from bessemer.train.checkpoint_state import restore, state_of
@@ -97,14 +98,8 @@ class Run:
         return max(1, round(wanted / self.micro_batch)) * self.micro_batch
 
     def after_step(self, result: Result) -> None:
-        """Lets every module that changes itself between steps do so: `after_step(progress, optimizers, counts)`, once after each update.
-
-        The counts are what the model's outputs counted (core/batch.py), over all batches and ranks; every rank does the same with the same.
-        """
-        modules: Iterator[Any] = self.model.modules()
-        for module in modules:
-            if hasattr(module, "after_step"):
-                module.after_step(self.progress, self.optimizers, result.counts)
+        """Lets every module that changes itself between steps do so; counts are what the model's outputs counted (core/batch.py), over all ranks."""
+        change(self.model, self.progress, self.optimizers, result.counts)
 
     @property
     def world(self) -> World:

@@ -11,9 +11,10 @@ from bessemer.core.mesh import Mesh, World
 from bessemer.core.progress import Progress
 from bessemer.core.registry import choose
 from bessemer.models.families.decoder import Decoder
-from bessemer.models.reparameterized import KIND, matrices, reparameterize
+from bessemer.models.reparameterized import KIND, reparameterize
 from bessemer.models.transfer import parameter_roles
 from bessemer.parallel.order import Parallel, spread
+from bessemer.parallel.together import change
 from bessemer.train import optimizers
 from bessemer.train.checkpoint import Checkpointer
 from bessemer.train.checkpoint_folder import latest
@@ -65,9 +66,7 @@ def go_on(folder: str, mesh: dict[str, int], parallel: dict[str, Any], options: 
     mine = [share(batch, world.index("replica", "data"), world.count("replica", "data")) for batch in batches([4, 2], step)]
     loss = engine.forward_backward(mine).loss
     moving.step()
-    for matrix in matrices(model):
-        if hasattr(matrix, "after_step"):
-            matrix.after_step(Progress(step=step, steps=9), moving)
+    change(model, Progress(step=step, steps=9), moving, {})
     moving.zero_grad()
     tensors, plain = state_of(model, moving.optimizers, layout.parts)
     saver.save(step + 1, tensors, layout.merged(plain))

@@ -17,6 +17,7 @@ from bessemer.models.families.decoder import Decoder
 from bessemer.models.reparameterized import KIND, matrices, reparameterize
 from bessemer.models.transfer import parameter_roles
 from bessemer.parallel.order import Parallel, spread
+from bessemer.parallel.together import change
 from bessemer.train import optimizers
 from bessemer.train.engine import Engine
 from tests.ranks.layouts import ADAMW, MODEL, STEPS, VOCABULARY, batches, share
@@ -56,9 +57,7 @@ def train(mesh: dict[str, int], shard: str, adapt: dict[str, Any]) -> dict[str, 
         result = engine.forward_backward([share(b, world.index("replica", "data"), world.count("replica", "data")) for b in rows])
         figures += [result.loss, engine.clip(0.5)]
         moving.step()
-        for module in model.modules():
-            if hasattr(module, "after_step"):
-                module.after_step(Progress(step=step, steps=4), moving, result.counts)
+        change(model, Progress(step=step, steps=4), moving, result.counts)
         moving.zero_grad()
     here = [matrix for matrix in matrices(model) if not any(p.is_meta for p in matrix.parameters())]
     assert here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
@@ -9,7 +10,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bessemer.core.collectives import Along
 from bessemer.core.errors import RecipeError
 from bessemer.core.products import linear
 from bessemer.models.reparameterized import Match, Matrix, Others, Place, replace
@@ -54,13 +54,12 @@ class BoneMatrix(Matrix):
         self.hold("base", weight, trains=False)
         self.hold("blocks", weight.new_zeros(-(-self.outputs // rank) * rank, rank), axes=(place.axes[0], "rank"))
 
-    def share(self, ranks: Along, dim: int) -> None:
+    def share(self, dim: int, begin: int, end: int, total: Callable[[Tensor], Tensor]) -> None:
         """Blocks stay whole."""
-        super().share(ranks, dim)
-        size = self.inputs if dim else self.outputs
-        if size % (ranks.size * self.rank):
+        super().share(dim, begin, end, total)
+        if begin % self.rank or end % self.rank:
             raise RecipeError(
-                f"blocks of {self.rank} don't divide the share that each of {ranks.size} ranks has of {size}",
+                f"blocks of {self.rank} don't divide the share of {'inputs' if dim else 'outputs'} from {begin} to {end}",
                 key="adapt.rank",
                 mend="a rank that does, or mesh.tensor = 1",
             )

@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bessemer.core.collectives import reduced
 from bessemer.core.ranges import Count, Positive
 from bessemer.core.registry import Auto
 from bessemer.models.reparameterize.lora import LoRAMatrix
@@ -44,7 +43,7 @@ class DoRAMatrix(LoRAMatrix):
     def scales(self) -> Tensor:
         """magnitude / |V|, [outputs]; |V| without a gradient. A row of zeros stays zero."""
         with torch.no_grad():
-            norms = reduced(super().composed().square().sum(1), self.inputs_shared).sqrt()
+            norms = self.total(super().composed().square().sum(1)).sqrt()
         return self.magnitude / torch.where(norms > 0, norms, 1.0)
 
     def composed(self) -> Tensor:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bessemer.core.collectives import Along
 from bessemer.core.products import linear
 from bessemer.core.ranges import Count, Part, Share
 from bessemer.core.registry import Auto
-from bessemer.models.reparameterized import Match, Matrix, Others, Place, rank_of, replace, svd
+from bessemer.models.reparameterized import Match, Matrix, Others, Place, has_numbers, rank_of, replace, svd
 
 
 def lost(
@@ -69,12 +69,14 @@ class LOSTMatrix(Matrix):
         low = linear(linear(x, self.right), self.left)
         return self.gamma * low + (1 - self.gamma) * linear(x[..., self.here - self.begin], self.columns[:, self.mine])
 
-    def share(self, ranks: Along, dim: int) -> None:
-        """Of the channels each rank takes those among its inputs."""
-        super().share(ranks, dim)
+    def share(self, dim: int, begin: int, end: int, total: Callable[[Tensor], Tensor]) -> None:
+        """Of the channels those among the inputs from `begin` to `end` are here."""
+        super().share(dim, begin, end, total)
         if dim == 1:
-            self.begin, end = ranks.span(self.inputs)
-            self.mine = slice(*torch.searchsorted(self.channels, torch.tensor((self.begin, end))).tolist())
+            limits = [0, -(-self.channels.numel() * (end - begin) // self.inputs)]  # on the average
+            if has_numbers(self.channels):
+                limits = torch.searchsorted(self.channels.cpu(), torch.tensor((begin, end))).tolist()
+            self.begin, self.mine = begin, slice(*limits)
 
     @property
     def here(self) -> Tensor:

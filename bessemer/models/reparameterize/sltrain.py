@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bessemer.core.collectives import Along
 from bessemer.core.products import linear
 from bessemer.core.ranges import Count, Part, Positive
 from bessemer.core.registry import Auto
-from bessemer.models.reparameterized import Match, Matrix, Others, Place, rank_of, replace
+from bessemer.models.reparameterized import Match, Matrix, Others, Place, has_numbers, rank_of, replace
 
 
 def sltrain(
@@ -65,10 +65,13 @@ class SLTrainMatrix(Matrix):
             chosen = torch.randperm(weight.numel(), generator=place.generator("places"))[:count].sort().values.to(weight.device)
         self.register_buffer("places", chosen)
 
-    def share(self, ranks: Along, dim: int) -> None:
-        """Of the entries each rank takes those in its rows or columns."""
-        super().share(ranks, dim)
-        begin, end = ranks.span(self.inputs if dim else self.outputs)
+    def share(self, dim: int, begin: int, end: int, total: Callable[[Tensor], Tensor]) -> None:
+        """Of the entries those in the rows or columns from `begin` to `end` are here."""
+        super().share(dim, begin, end, total)
+        if not has_numbers(self.places):
+            count = -(-self.places.numel() * (end - begin) // (self.inputs if dim else self.outputs))  # on the average
+            self.mine, self.here = torch.arange(count, device=self.places.device), self.places[:count]
+            return
         rows, columns = self.places // self.inputs, self.places % self.inputs
         self.mine = (((columns if dim else rows) >= begin) & ((columns if dim else rows) < end)).nonzero().flatten()
         here = rows * (end - begin) + columns - begin if dim else (rows - begin) * self.inputs + columns
