@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -43,11 +44,17 @@ def build(source: Path, *more: str) -> ctypes.CDLL | None:
 
 
 def _fingerprint(source: Path, compiler: str, more: tuple[str, ...]) -> str:
-    """Changes with the source, the flags, the compiler's path and the processor: `-march=native` code runs only where it was made."""
+    """Changes with the source and what it includes, the flags, the compiler's path and the processor: `-march=native` code runs only where it was made."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = "".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
     except OSError:
         processor = platform.processor()
-    text = "\x1f".join([source.read_text(), *FLAGS, *more, compiler, platform.machine(), processor])
+    text = "\x1f".join([*_texts(source), *FLAGS, *more, compiler, platform.machine(), processor])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _texts(source: Path) -> list[str]:
+    """The source and the headers of ours that it includes."""
+    text = source.read_text()
+    return [text, *(each for name in re.findall(r'#include "(.+)"', text) for each in _texts(source.parent / name))]

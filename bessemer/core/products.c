@@ -42,7 +42,8 @@ typedef struct { /* a product or, where there is an `each`, that function on mat
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define SIDE 16
+#include "vectors.h"
+
 #define DEEP 32
 #define TILE 512              /* bfloat16 numbers in a tile */
 #define BLOCK (2 * SIDE)      /* results of one kernel: BLOCK x BLOCK */
@@ -70,31 +71,6 @@ int ready(int tiles) {
     if (tiles && !on_tiles && vendor != 0x68747541 /* Auth, of AuthenticAMD */) return 0;
     return 1 + on_tiles;
 }
-
-static inline void transpose(__m512i r[SIDE]) {
-    __m512i t[SIDE];
-    for (int i = 0; i < SIDE; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < SIDE; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        __m512i low = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), more = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        __m512i high = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd), last = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-        t[i] = _mm512_shuffle_i32x4(low, more, 0x88);
-        t[i + 8] = _mm512_shuffle_i32x4(low, more, 0xdd);
-        t[i + 4] = _mm512_shuffle_i32x4(high, last, 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(high, last, 0xdd);
-    }
-    memcpy(r, t, sizeof t);
-}
-
-static inline __mmask16 first_of(long count) { return count >= SIDE ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1); }
 
 static inline __m512 nearest(__m512 x) { /* bfloat16 number */
     __m512i bits = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));

@@ -25,6 +25,13 @@ def elementwise(name: str, columns: Sequence[Sequence[Tensor | Packed]], numbers
     return True
 
 
+def lamb(columns: Sequence[Sequence[Tensor]], numbers: Sequence[float]) -> None:
+    """LAMB on matrices that the kernels reach, and their gradients and moments."""
+    room = sum(-(-matrix.numel() // SPAN) for matrix in columns[0])
+    sums = (ctypes.c_double * (2 * room))()
+    _run(_native.library().lamb, columns, (ctypes.c_float * len(numbers))(*numbers), sums)  # type: ignore[union-attr]
+
+
 def directing(slope: Tensor | Scratch, first: Tensor, second: Tensor, betas: Sequence[float], eps: float, size: float) -> Each:
     """A chain's step that puts `size` times Adam's uncorrected m / (sqrt(v) + eps) in a gradient's place, after both moments took it in."""
     return Each(_kernel("direct"), _direct, (slope, first, second), (*_weights(betas, eps), size))
@@ -73,6 +80,8 @@ def squares(tensors: Sequence[Tensor]) -> list[float] | None:
     return list(sums)
 
 
+SPAN = 16384
+"""As in _kernels.c."""
 FIELDS = ("weight", "gradient", "factors", "norms")
 _MATRIX = struct.Struct(f"{len(FIELDS)}P2qi4x")
 """As `matrix` in _kernels.c: addresses, [rows, columns], and whether channels are rows."""
@@ -133,7 +142,7 @@ def _reaching(*tensors: Any) -> ctypes.CDLL | None:
     return library if library is not None and all(t.dtype == torch.float32 for t in tensors) else None
 
 
-def _run(kernel: Any, columns: Sequence[Sequence[Any]], last: Any) -> None:
+def _run(kernel: Any, columns: Sequence[Sequence[Any]], *last: Any) -> None:
     many = len(columns[0])
     pointers = [(ctypes.c_void_p * many)(*(t.data_ptr() for t in column)) for column in columns]
-    kernel(ctypes.c_long(many), (ctypes.c_long * many)(*(t.numel() for t in columns[0])), *pointers, last)
+    kernel(ctypes.c_long(many), (ctypes.c_long * many)(*(t.numel() for t in columns[0])), *pointers, *last)

@@ -165,6 +165,56 @@ void schedule_free(long tensors, const long *counts, float *const *y, float *con
     }
 }
 
+/* LAMB's direction: numbers[3..6] are what the mean and the root are divided by, epsilon and decay. */
+static inline float lamb_direction(float m, float v, float p, const float *numbers) {
+    return m / (numbers[3] * (__builtin_sqrtf(v) / numbers[4] + numbers[5])) + numbers[6] * p;
+}
+
+/* Each p goes rate |p| / |u| along its direction u. numbers: 1 - b1, b2, 1 - b2, those of the direction, rate, the most that |p| is taken for.
+   sums: room for two numbers for every span of every matrix, which are added up in order, so that threads don't change the result. */
+void lamb(long tensors, const long *counts, float *const *p, float *const *g, float *const *m, float *const *v, const float *numbers, double *sums) {
+    const float lean = numbers[0], keep = numbers[1], gain = numbers[2], rate = numbers[7], most = numbers[8];
+#pragma omp parallel
+    {
+        long before = 0;
+        for (long t = 0; t < tensors; before += (counts[t++] + SPAN - 1) / SPAN)
+#pragma omp for schedule(static) nowait
+            for (long s = 0; s < counts[t]; s += SPAN) {
+                const long count = LENGTH;
+                const float *restrict weight = p[t] + s, *restrict by = g[t] + s;
+                float *restrict mean = m[t] + s, *restrict square = v[t] + s;
+                float size = 0, length = 0;
+#pragma omp simd reduction(+ : size, length)
+                for (long i = 0; i < count; i++) {
+                    mean[i] = __builtin_fmaf(lean, by[i] - mean[i], mean[i]);
+                    square[i] = square[i] * keep + gain * (by[i] * by[i]);
+                    float way = lamb_direction(mean[i], square[i], weight[i], numbers);
+                    size += weight[i] * weight[i];
+                    length += way * way;
+                }
+                sums[2 * (before + s / SPAN)] = size, sums[2 * (before + s / SPAN) + 1] = length;
+            }
+#pragma omp barrier
+        before = 0;
+        for (long t = 0; t < tensors; t++) {
+            const long spans = (counts[t] + SPAN - 1) / SPAN;
+            double size = 0, length = 0;
+            for (long n = before; n < before + spans; n++) size += sums[2 * n], length += sums[2 * n + 1];
+            before += spans;
+            size = __builtin_sqrt(size), length = __builtin_sqrt(length);
+            if (most > 0 && size > most) size = most;
+            const float step = size > 0 && length > 0 ? rate * (float)(size / length) : rate;
+#pragma omp for schedule(static) nowait
+            for (long s = 0; s < counts[t]; s += SPAN) {
+                const long count = LENGTH;
+                float *restrict weight = p[t] + s;
+                const float *restrict mean = m[t] + s, *restrict square = v[t] + s;
+                for (long i = 0; i < count; i++) weight[i] -= step * lamb_direction(mean[i], square[i], weight[i], numbers);
+            }
+        }
+    }
+}
+
 /* o = m / (sqrt(v) + epsilon) after both took g in; o may be g. numbers: 1 - b1, b2, 1 - b2, epsilon. */
 static inline void directions_of(float *o, const float *g, float *restrict m, float *restrict v, long count, const float *numbers, float size) {
     const float lean = numbers[0], keep = numbers[1], gain = numbers[2], eps = numbers[3];

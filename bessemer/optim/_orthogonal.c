@@ -29,7 +29,8 @@ typedef struct {
 #include <stdlib.h>
 #include <string.h>
 
-#define SIDE 16
+#include "../core/vectors.h"
+
 #define BLOCK (2 * SIDE) /* results are made BLOCK x BLOCK at a time */
 #define ROWS 8           /* whose sums, of BLOCK columns, fill half of the vector registers */
 #define TINY 1e-7        /* the least norm that is divided by */
@@ -58,31 +59,6 @@ static room room_at(uint32_t *at, uint32_t *strip, long height, long width) {
 }
 
 static int tall(const job *what) { return what->rows > what->columns; }
-
-static inline __mmask16 first_of(long count) { return count >= SIDE ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1); }
-
-static inline void transpose(__m512i r[SIDE]) {
-    __m512i t[SIDE];
-    for (int i = 0; i < SIDE; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < SIDE; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        __m512i low = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), more = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        __m512i high = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd), last = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-        t[i] = _mm512_shuffle_i32x4(low, more, 0x88);
-        t[i + 8] = _mm512_shuffle_i32x4(low, more, 0xdd);
-        t[i + 4] = _mm512_shuffle_i32x4(high, last, 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(high, last, 0xdd);
-    }
-    memcpy(r, t, sizeof t);
-}
 
 static uint32_t *panel_of_rows(const panels *p, long i, long j) { return p->by_rows + i * p->columns / 2 + j / 2 * SIDE; }
 

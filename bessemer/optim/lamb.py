@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bessemer.core import shards
 from bessemer.core.ranges import Betas, NonNegative, Positive
+from bessemer.optim import _fused
 from bessemer.optim._blocks import States
 from bessemer.optim._matrices import parts_of
 from bessemer.optim._rule import Group, Rule, gradients, sweep
@@ -47,26 +48,48 @@ class Lamb(Rule):
 
     def update(self, group: Group, members: list[Tensor]) -> None:
         """u = m' / (sqrt(v') + eps) + decay w;  w -= lr |w| / |u| u."""
-        (b1, b2), decay = self.betas, group["weight_decay"]
         for step, stepping in self.counted(members):
-            c1, c2 = (1.0 - b1**step, 1.0 - b2**step) if self.correct else (1.0, 1.0)
-
-            def direct(u: list[Tensor], g: list[Tensor], p: list[Tensor], m: list[Tensor], v: list[Tensor], c1: float = c1, c2: float = c2) -> None:
-                torch._foreach_lerp_(m, g, 1.0 - b1)
-                torch._foreach_mul_(v, b2)
-                torch._foreach_addcmul_(v, g, g, value=1.0 - b2)
-                root = torch._foreach_sqrt(v)
-                torch._foreach_div_(root, math.sqrt(c2))
-                torch._foreach_add_(root, self.eps)
-                torch._foreach_mul_(root, c1)
-                torch._foreach_copy_(u, m)
-                torch._foreach_div_(u, root)
-                torch._foreach_add_(u, p, alpha=decay)
-
-            moves = [torch.empty_like(p) for p in stepping]
             first, second = self.column(stepping, "exp_avg"), self.column(stepping, "exp_avg_sq", signed=False)
-            sweep(direct, moves, gradients(stepping), stepping, first, second)
-            self._apply(group, stepping, moves)
+            rows = list(zip(stepping, gradients(stepping), first, second, strict=True))
+            whole = [row for row in rows if _fused.reaches(*row)]
+            rest = [row for row in rows if not _fused.reaches(*row)]
+            if whole:
+                self._move_at_once(group, step, whole)
+            if rest:
+                self._move(group, step, *map(list, zip(*rest, strict=True)))
+
+    def _corrections(self, step: int) -> tuple[float, float]:
+        """What the mean and the mean square are divided by."""
+        return (1.0 - self.betas[0] ** step, 1.0 - self.betas[1] ** step) if self.correct else (1.0, 1.0)
+
+    def _move_at_once(self, group: Group, step: int, rows: list[tuple[Any, ...]]) -> None:
+        """By a kernel, which reads everything twice and writes no direction."""
+        parts, (b1, b2), (c1, c2) = parts_of(group), self.betas, self._corrections(step)
+        columns: list[list[Tensor]] = [[], [], [], []]
+        for row in rows:
+            for column, value in zip(columns, row, strict=True):
+                column += shards.matrices(value.detach(), parts[id(row[0])])
+        numbers = [1.0 - b1, b2, 1.0 - b2, c1, math.sqrt(c2), self.eps, group["weight_decay"], group["lr"], self.most]
+        _fused.lamb(columns, numbers)
+
+    def _move(self, group: Group, step: int, members: list[Tensor], slopes: list[Tensor], first: list[Any], second: list[Any]) -> None:
+        (b1, b2), decay, (c1, c2) = self.betas, group["weight_decay"], self._corrections(step)
+
+        def direct(u: list[Tensor], g: list[Tensor], p: list[Tensor], m: list[Tensor], v: list[Tensor]) -> None:
+            torch._foreach_lerp_(m, g, 1.0 - b1)
+            torch._foreach_mul_(v, b2)
+            torch._foreach_addcmul_(v, g, g, value=1.0 - b2)
+            root = torch._foreach_sqrt(v)
+            torch._foreach_div_(root, math.sqrt(c2))
+            torch._foreach_add_(root, self.eps)
+            torch._foreach_mul_(root, c1)
+            torch._foreach_copy_(u, m)
+            torch._foreach_div_(u, root)
+            torch._foreach_add_(u, p, alpha=decay)
+
+        moves = [torch.empty_like(p) for p in members]
+        sweep(direct, moves, slopes, members, first, second)
+        self._apply(group, members, moves)
 
     def _apply(self, group: Group, members: list[Tensor], moves: list[Tensor]) -> None:
         parts = parts_of(group)

@@ -253,6 +253,9 @@ def test_what_layers_are_made_of_is_counted(capsys):
     ("asked", "said"),
     [
         (["train.around=['qk_clip']"], "normalised"),
+        (["train.around=[{ name = 'tract', match = 'embed.weight' }]", "train.model.tied=true"], "also the head's"),
+        (["train.adapt={ name = 'bone', rank = 5 }", "train.mesh.tensor=2"], "blocks of 5"),
+        (["train.adapt={ name = 'lora', match = ['blocks.*', 'head'] }", "train.mesh.tensor=2"], "can't share its vocabulary"),
         (["train.adapt='relora'", "train.around=['ema']", "train.parallel.shard='none'"], "stand for something else"),
     ],
 )
