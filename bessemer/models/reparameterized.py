@@ -292,11 +292,6 @@ def rank_of(weight: Tensor, wanted: int | Auto) -> int:
     return max(1, most // 4) if wanted == "auto" else min(wanted, most)
 
 
-def has_numbers(values: Tensor) -> bool:
-    """Whether it is more than a shape, as in a dry run."""
-    return type(values) is Tensor and not values.is_meta
-
-
 def exact(x: Tensor) -> torch.autocast:
     """Composing happens in the parameters' own type, whatever the products are computed in."""
     return torch.autocast(x.device.type, enabled=False)

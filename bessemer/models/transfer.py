@@ -88,7 +88,7 @@ def stacked_parts(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {
         full: module.parts  # type: ignore[misc]
         for full, _, module, name in parameters(model)
-        if isinstance(module, Linear | ExpertLinear) and name == "weight" and len(module.parts) > 1
+        if (isinstance(module, Linear | ExpertLinear) or name == "offset") and len(module.parts) > 1  # type: ignore[arg-type]
     }
 
 

@@ -129,7 +129,7 @@ class Layout:
 
     def norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """The norm of the whole gradient, 0-d, the same on every rank."""
-        square = torch.zeros((), dtype=torch.float64)
+        square = torch.zeros((), dtype=torch.float64, device=device.device())
         for holders, gradients in self._by_holders(parameters):
             norms = torch.stack(torch._foreach_norm(gradients)).double()
             square = square.to(norms.device) + norms.square().sum() / holders

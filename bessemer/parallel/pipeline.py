@@ -62,7 +62,7 @@ class Pipeline:
         dtype: what matrix products are computed in.
 
     Raises:
-        RecipeError: there are fewer blocks than stages.
+        RecipeError: there are fewer blocks than stages, or nothing trains on the first.
     """
 
     def __init__(
@@ -71,6 +71,10 @@ class Pipeline:
         self.model, self.kind, self.group, self.ranks = model, KINDS[name], world.group("pipe"), world.count("pipe")
         self.count = self.ranks * self.kind.stages
         begins = cost.begins(model, world, self.count, cuts, again, dtype)
+        entry = [p for name, p in model.named_parameters() if not name.startswith(("blocks.", "norm.", "head."))]
+        if not any(p.requires_grad for p in [*entry, *(p for layer in range(begins[1]) for p in model.blocks[layer].parameters())]):
+            problem = "nothing trains on the first stage of the pipeline, and stages pass gradients on to the first"
+            raise RecipeError(problem, key="mesh.pipe", mend="mesh.pipe = 1, or train something of the first blocks too")
         self.numbers = [number for number in range(self.count) if self.rank_of(number) == world.index("pipe")]
         self.stages = [Stage(self, number, range(begins[number], begins[number + 1])) for number in self.numbers]
         self.skeleton = _skeleton(model)
@@ -255,7 +259,7 @@ def _forget(model: nn.Module, kept: set[int]) -> None:
         own = list(module.parameters(recurse=False))
         if own and hasattr(module, "after_step") and not any(id(p) in kept for p in own):
             for name, buffer in list(module.named_buffers(recurse=False)):
-                module.register_buffer(name, buffer.to("meta"))
+                module._buffers[name] = buffer.to("meta")
         for name, parameter in list(module.named_parameters(recurse=False)):
             if id(parameter) not in kept:
                 made.setdefault(id(parameter), nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad))

@@ -9,7 +9,7 @@ the embedding are cut along the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -288,10 +288,16 @@ def _cut(parameter: nn.Parameter, mesh: DeviceMesh, dim: int | None, parts: tupl
 
 def _see_local(module: nn.Module) -> None:
     """Lets a layer's own code see this rank's pieces, while everyone else sees whole parameters' DTensors."""
-    names = [name for name, _ in module.named_parameters(recurse=False)]
+    names = tuple(name for name, _ in module.named_parameters(recurse=False))
     if names:
-        kind = type(module)
-        module.__class__ = type(kind.__name__, (kind,), {name: property(_piece(name)) for name in names} | {"__module__": kind.__module__})
+        kind: Any = type(module)
+        module.__class__ = _seeing(kind, names)
+
+
+@cache
+def _seeing(kind: Any, names: tuple[str, ...]) -> type:
+    """One class for all alike: each of its own would be compiled by itself."""
+    return type(kind.__name__, (kind,), {name: property(_piece(name)) for name in names} | {"__module__": kind.__module__})
 
 
 def _piece(name: str) -> Any:

@@ -169,17 +169,22 @@ def _elements(parameter: Any, coordinates: dict[str, numpy.ndarray[Any, Any]], r
 
 def parameters(model: nn.Module, world: World) -> numpy.ndarray[Any, Any]:
     """Bytes of parameters of each rank: [ranks]."""
-    sizes = dict(model.named_parameters())
-    return sum((counts * sizes[name].element_size() for name, counts in by_rank(model, world).items()), numpy.zeros(world.mesh.ranks))
+    return _bytes(model, world, dict(model.named_parameters()))
+
+
+def _bytes(model: nn.Module, world: World, of: dict[str, nn.Parameter]) -> numpy.ndarray[Any, Any]:
+    found = by_rank(model, world)
+    return sum((found[name] * p.element_size() for name, p in of.items()), numpy.zeros(world.mesh.ranks))
 
 
 def gradients(model: nn.Module, world: World, layout: Layout) -> numpy.ndarray[Any, Any]:
     """Bytes of gradients of each rank between micro-batches: like the parameters', or whole until the last where they are sharded only then."""
+    sharded = _bytes(model, world, {name: p for name, p in model.named_parameters() if p.requires_grad})
     if layout.levels:  # what the last micro-batch will give, and the node's sums so far
-        return parameters(model, world) + sum(whole / level.node for level, whole in _by_levels(model, layout))
+        return sharded + sum(whole / level.node for level, whole in _by_levels(model, layout))
     if not layout.unsharded:
-        return parameters(model, world)
-    return numpy.full(world.mesh.ranks, sum(_within(p) for p in model.parameters() if not p.is_meta))
+        return sharded
+    return numpy.full(world.mesh.ranks, sum(_within(p) for p in model.parameters() if p.requires_grad and not p.is_meta))
 
 
 def own_state(state: State, model: nn.Module, world: World) -> numpy.ndarray[Any, Any]:

@@ -140,7 +140,7 @@ class Engine:
     def clip(self, limit: float | None) -> float:
         """The norm of the whole gradient, which is scaled down to `limit` if it is longer (None: only measured)."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if not gradients:
+        if not gradients and self.layout.world.alone:  # a stage on which nothing trains takes part in the norm
             return 0.0
         norm = torch.nn.utils.get_total_norm(gradients) if self.layout.world.alone else self.layout.norm(self.parameters)
         if limit is not None:

@@ -90,8 +90,11 @@ def go_on(folder: str, mesh: dict[str, int], parallel: dict[str, Any], options: 
         ({"depth": 4}, {"optim": ADAMW, "around": [{"name": "lawa", "latest": 2, "every": 1}]}, LAYOUTS),
         ({"depth": 4}, {"optim": [{"name": "schedule_free_adamw", "eps": 1e-3, "states": "8bit"}]}, LAYOUTS),
         ({"depth": 4}, {"optim": ADAMW, "adapt": {"name": "switch_lora", "rank": 4, "interval": 2.0, "hold": 1}}, LAYOUTS),
+        ({"attention_bias": "all"}, {"optim": [{"name": "adamw8bit", "lr": 0.01, "eps": 1e-3}]}, LAYOUTS[:2]),
+        ({}, {"optim": ADAMW, "adapt": {"name": "sltrain", "rank": 4}}, LAYOUTS[:2]),
+        ({}, {"optim": ADAMW, "adapt": {"name": "lost", "rank": 4}}, LAYOUTS[:2]),
     ],
-    ids=["muon", "adamw", "experts", "whole", "whole experts", "lawa", "schedule-free", "switch_lora"],
+    ids=["muon", "adamw", "experts", "whole", "whole experts", "lawa", "schedule-free", "switch_lora", "biases", "sltrain", "lost"],
 )
 def test_a_run_moves_from_layout_to_layout(ranks, tmp_path, options, made, layouts):
     """One step under each layout in turn, the next going on from what the last saved, is the training of one process."""
@@ -102,7 +105,8 @@ def test_a_run_moves_from_layout_to_layout(ranks, tmp_path, options, made, layou
         alone = go_on(str(tmp_path / "alone"), {}, {}, *arguments)
         assert moved["loss"] == pytest.approx(alone["loss"], rel=1e-5), mesh
         for name, value in alone["weights"].items():
-            assert (moved["weights"][name] - value).norm() <= 1e-5 * value.norm(), (mesh, name)
+            near = 1e-4 if "adapt" in made else 1e-5  # factors that begin at zero make much of a rounding error
+            assert (moved["weights"][name] - value).norm() <= near * value.norm(), (mesh, name)
     one, other = latest(tmp_path / "alone"), latest(tmp_path / "moved")
     assert one is not None
     assert other is not None
@@ -110,4 +114,4 @@ def test_a_run_moves_from_layout_to_layout(ranks, tmp_path, options, made, layou
     assert expected.keys() == got.keys()
     for name, value in expected.items():
         away = (got[name] - value).double().norm() / value.double().norm().clamp(min=1e-30)
-        assert away <= (1e-5 if name.startswith("model.") else 1e-4), (name, float(away))
+        assert away <= (1e-5 if name.startswith("model.") and "adapt" not in made else 1e-4), (name, float(away))

@@ -42,6 +42,7 @@ MESHES: list[tuple[dict[str, int], str]] = [
     ({"tensor": 2, "pipe": 2}, "full"),
 ]
 CASES = [(mesh, shard, {"name": name, **options}) for mesh, shard in MESHES for name, options in METHODS.items()]
+CASES += [({"pipe": 2}, "full", {"name": "lora", "rank": 4, "match": "blocks.0.*"})]  # nothing trains on the last stage
 
 
 def train(mesh: dict[str, int], shard: str, adapt: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def train(mesh: dict[str, int], shard: str, adapt: dict[str, Any]) -> dict[str, 
         change(model, Progress(step=step, steps=4), moving, result.counts)
         moving.zero_grad()
     here = [matrix for matrix in matrices(model) if not any(p.is_meta for p in matrix.parameters())]
-    assert here
+    assert here or "match" in adapt
     assert all(any(shards.pieces(p) >= world.count("tensor") for p in matrix.parameters()) for matrix in here)
     return {"figures": figures, "weights": dict(model.named_buffers()) | {name: value.clone() for name, value in layout.whole()}}
 
@@ -85,11 +86,12 @@ def test_trains_as_one_process_does(ranks, mesh, shard, adapt):
 
 
 @pytest.mark.parametrize(
-    ("adapt", "said"),
+    ("axis", "adapt", "said"),
     [
-        ({"name": "bone", "rank": 5}, "blocks of 5 don't divide"),
-        ({"name": "lora", "rank": 4, "match": ["blocks.*", "head"]}, "ranks can't share its vocabulary"),
+        ("tensor", {"name": "bone", "rank": 5}, "blocks of 5 don't divide"),
+        ("tensor", {"name": "lora", "rank": 4, "match": ["blocks.*", "head"]}, "ranks can't share its vocabulary"),
+        ("pipe", {"name": "lora", "rank": 4, "match": "blocks.1.*"}, "nothing trains on the first stage"),
     ],
 )
-def test_what_the_tensor_axis_would_break_is_refused(ranks, adapt, said):
-    assert all(said in each for each in ranks(refused, {"tensor": 2}, adapt, count=2))
+def test_what_a_mesh_would_break_is_refused(ranks, axis, adapt, said):
+    assert all(said in each for each in ranks(refused, {axis: 2}, adapt, count=2))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bessemer.core.products import linear
 from bessemer.core.ranges import Count, Part, Share
 from bessemer.core.registry import Auto
-from bessemer.models.reparameterized import Match, Matrix, Others, Place, has_numbers, rank_of, replace, svd
+from bessemer.models.reparameterized import Match, Matrix, Others, Place, rank_of, replace, svd
 
 
 def lost(
@@ -46,7 +46,7 @@ class LOSTMatrix(Matrix):
     columns: Tensor
     keeps: ClassVar[bool] = False
     channels: Tensor
-    begin, mine = 0, slice(None)
+    span: tuple[int, int] | None = None
 
     def __init__(self, weight: Tensor, place: Place, *, rank: int | Auto, density: float, gamma: float) -> None:
         super().__init__(weight, place)
@@ -63,25 +63,25 @@ class LOSTMatrix(Matrix):
         self.hold("columns", weight[:, chosen] if not weight.is_meta else weight[:, :count], axes=(outputs, "none"))
 
     def composed(self) -> Tensor:
-        return (self.gamma * (self.left @ self.right)).index_add(1, self.here - self.begin, (1 - self.gamma) * self.columns[:, self.mine])
+        at, columns = self.here()
+        return (self.gamma * (self.left @ self.right)).index_add(1, at, (1 - self.gamma) * columns)
 
     def product(self, x: Tensor) -> Tensor:
-        low = linear(linear(x, self.right), self.left)
-        return self.gamma * low + (1 - self.gamma) * linear(x[..., self.here - self.begin], self.columns[:, self.mine])
+        at, columns = self.here()
+        return self.gamma * linear(linear(x, self.right), self.left) + (1 - self.gamma) * linear(x[..., at], columns)
 
     def share(self, dim: int, begin: int, end: int, total: Callable[[Tensor], Tensor]) -> None:
         """Of the channels those among the inputs from `begin` to `end` are here."""
         super().share(dim, begin, end, total)
-        if dim == 1:
-            limits = [0, -(-self.channels.numel() * (end - begin) // self.inputs)]  # on the average
-            if has_numbers(self.channels):
-                limits = torch.searchsorted(self.channels.cpu(), torch.tensor((begin, end))).tolist()
-            self.begin, self.mine = begin, slice(*limits)
+        self.span = (begin, end) if dim else None
 
-    @property
-    def here(self) -> Tensor:
-        """The channels among the inputs that lie here."""
-        return self.channels[self.mine]
+    def here(self) -> tuple[Tensor, Tensor]:
+        """The channels by their places among the inputs here, and their columns, zeros where the channel lies elsewhere."""
+        if self.span is None:
+            return self.channels, self.columns
+        begin, end = self.span
+        inside = (self.channels >= begin) & (self.channels < end)
+        return (self.channels - begin) % (end - begin), torch.where(inside, self.columns, 0.0)
 
     def flops(self) -> float:
         """Both parts, at 6 for each number."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bessemer.core.products import linear
 from bessemer.core.ranges import Count, Part, Positive
 from bessemer.core.registry import Auto
-from bessemer.models.reparameterized import Match, Matrix, Others, Place, has_numbers, rank_of, replace
+from bessemer.models.reparameterized import Match, Matrix, Others, Place, rank_of, replace
 
 
 def sltrain(
@@ -46,8 +46,7 @@ class SLTrainMatrix(Matrix):
     values: Tensor
     keeps: ClassVar[bool] = False
     places: Tensor
-    mine: Tensor | None = None
-    here: Tensor | None = None
+    span: tuple[int, int, int] | None = None
 
     def __init__(self, weight: Tensor, place: Place, *, rank: int | Auto, density: float, alpha: float) -> None:
         super().__init__(weight, place)
@@ -68,18 +67,17 @@ class SLTrainMatrix(Matrix):
     def share(self, dim: int, begin: int, end: int, total: Callable[[Tensor], Tensor]) -> None:
         """Of the entries those in the rows or columns from `begin` to `end` are here."""
         super().share(dim, begin, end, total)
-        if not has_numbers(self.places):
-            count = -(-self.places.numel() * (end - begin) // (self.inputs if dim else self.outputs))  # on the average
-            self.mine, self.here = torch.arange(count, device=self.places.device), self.places[:count]
-            return
-        rows, columns = self.places // self.inputs, self.places % self.inputs
-        self.mine = (((columns if dim else rows) >= begin) & ((columns if dim else rows) < end)).nonzero().flatten()
-        here = rows * (end - begin) + columns - begin if dim else (rows - begin) * self.inputs + columns
-        self.here = here[self.mine]
+        self.span = dim, begin, end
 
     def entries(self) -> tuple[Tensor, Tensor]:
-        """Those of S that lie here, and their places in what is here of the flat matrix."""
-        return (self.values, self.places) if self.here is None or self.mine is None else (self.values[self.mine], self.here)
+        """The values of S, zeros for those that lie elsewhere, and places in what is here of the flat matrix."""
+        if self.span is None:
+            return self.values, self.places
+        dim, begin, end = self.span
+        rows, columns = self.places // self.inputs, self.places % self.inputs
+        at = columns if dim else rows
+        here = rows * (end - begin) + (columns - begin) % (end - begin) if dim else (rows - begin) % (end - begin) * self.inputs + columns
+        return torch.where((at >= begin) & (at < end), self.values, 0.0), here
 
     def composed(self) -> Tensor:
         return _compose(self.left, self.right, *self.entries(), self.scale)
