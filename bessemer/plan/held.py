@@ -173,8 +173,8 @@ def parameters(model: nn.Module, world: World) -> numpy.ndarray[Any, Any]:
 
 
 def _bytes(model: nn.Module, world: World, of: dict[str, nn.Parameter]) -> numpy.ndarray[Any, Any]:
-    found = by_rank(model, world)
-    return sum((found[name] * p.element_size() for name, p in of.items()), numpy.zeros(world.mesh.ranks))
+    found = by_rank(model, world).items()
+    return sum((counts * of[name].element_size() for name, counts in found if name in of), numpy.zeros(world.mesh.ranks))
 
 
 def gradients(model: nn.Module, world: World, layout: Layout) -> numpy.ndarray[Any, Any]:
