@@ -3,7 +3,7 @@
 On a processor the work is in products of symmetric matrices, of which half the numbers suffice. Where tiles multiply, a matrix much longer than wide
 is multiplied only at the beginning of all steps, for its Gram matrix, and at their end, since every polynomial between is one of the Gram matrix; a few
 matrices at a time, so that they stay in the cores' caches. Where vectors multiply bfloat16, `_orthogonal.c` takes a matrix through all its steps: it
-loses one to four hundredths of the result, as torch's own iteration does. There already two steps through one Gram matrix would lose up to a
+loses one to five hundredths of the result, as torch's own iteration does. There already two steps through one Gram matrix would lose up to a
 twentieth. Elsewhere all matrices of a shape go through batched products.
 """
 
