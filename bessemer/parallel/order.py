@@ -125,6 +125,9 @@ def _check_stages(stages: pipeline.Pipeline, world: World, options: Parallel) ->
     if stages.kind.folded and (stages.model.options["tied"] or len(stages.model.ahead)) and data.wanted(world, options.shard):
         problem = "the first and the last stage of a V lie on one rank, and can't each shard the embedding they share"
         raise RecipeError(problem, key="parallel.pipe", mend='use parallel.shard = "none", or another schedule')
+    if stages.kind.split and stages.model.options["tied"] and len(stages.model.ahead):
+        problem = "the last stage reads one table as head and as embedding of further tokens, and this schedule cuts a stage's backward pass in two"
+        raise RecipeError(problem, key="parallel.pipe", mend='use "1f1b" or "interleaved", or model.tied = false')
 
 
 def _leave_partial(layout: Layout, inner: list[torch.nn.Parameter], outer: list[torch.nn.Parameter]) -> None:

@@ -28,20 +28,22 @@ Schedule = Literal["gpipe", "1f1b", "interleaved", "zb1p", "zbv", "dualpipev"]
 
 
 class Kind(NamedTuple):
-    """A schedule: torch's class, how many stages each rank has by default, and whether they lie as a V (first and last on rank 0)."""
+    """A schedule: torch's class, how many stages each rank has by default, whether they lie as a V (first and last on rank 0), and whether the
+    backward pass of a stage is cut in two, for its inputs and for its weights."""
 
     schedule: Any
     stages: int = 1
     folded: bool = False
+    split: bool = False
 
 
 KINDS = {
     "gpipe": Kind(kinds.ScheduleGPipe),
     "1f1b": Kind(kinds.Schedule1F1B),
     "interleaved": Kind(kinds.ScheduleInterleaved1F1B, 2),
-    "zb1p": Kind(kinds.ScheduleInterleavedZeroBubble, 2),
-    "zbv": Kind(kinds.ScheduleZBVZeroBubble, 2, True),
-    "dualpipev": Kind(kinds.ScheduleDualPipeV, 2, True),
+    "zb1p": Kind(kinds.ScheduleInterleavedZeroBubble, 2, split=True),
+    "zbv": Kind(kinds.ScheduleZBVZeroBubble, 2, folded=True, split=True),
+    "dualpipev": Kind(kinds.ScheduleDualPipeV, 2, folded=True, split=True),
 }
 """GPipe (Huang et al. 2019), 1F1B (Narayanan et al. 2019), interleaved 1F1B (Narayanan et al. 2021), zero bubble (Qi et al. 2023) in its
 1F1B and V forms, DualPipeV (DeepSeek-AI 2025, after "Cut-in-half")."""

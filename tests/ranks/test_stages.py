@@ -82,3 +82,18 @@ def test_tasks_with_heads_of_their_own_pass_through_stages(ranks, mesh, parallel
         assert found["terms"] == pytest.approx(alone["terms"], rel=1e-5)
         for name, value in alone["gradients"].items():
             torch.testing.assert_close(found["gradients"][name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def refused(schedule: str, options: dict[str, Any]) -> str:
+    try:
+        spread(Decoder(VOCABULARY, **(MODEL | {"depth": 4} | options)), World(Mesh.of({"pipe": 2})), Parallel(pipe=schedule, shard="none"))
+    except RecipeError as error:
+        return error.problem
+    return ""
+
+
+@pytest.mark.parametrize("schedule", ["zb1p", "zbv", "dualpipev", "interleaved"])
+def test_a_table_used_twice_on_the_last_stage_needs_an_undivided_backward_pass(ranks, schedule):
+    for options, said in (({"tied": True, "ahead": 1}, "cuts a stage's backward pass in two"), ({"tied": True}, ""), ({"ahead": 1}, "")):
+        wanted = said if schedule != "interleaved" else ""
+        assert all(wanted in each and bool(each) == bool(wanted) for each in ranks(refused, schedule, options, count=2))
