@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain
 from typing import Any
 
@@ -113,6 +113,15 @@ _SLIM = struct.Struct("7P2qf4xi4x")
 def reaches(*tensors: Tensor | Packed) -> bool:
     """Whether the kernels work on these."""
     return _reaching(*tensors) is not None
+
+
+def divided(rows: Iterable[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """Those the kernels work on, and the rest. Which a row is among depends on nothing beside it."""
+    reached: list[tuple[Any, ...]] = []
+    rest: list[tuple[Any, ...]] = []
+    for row in rows:
+        (reached if reaches(*row) else rest).append(row)
+    return reached, rest
 
 
 def slim_job(on: Sequence[Tensor], low: int, shape: Sequence[int], size: float) -> bytes:

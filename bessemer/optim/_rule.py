@@ -266,10 +266,8 @@ def sweep(update: Callable[..., None], *columns: Sequence[Tensor | Packed]) -> N
 
 
 def fused(kernel: str, numbers: Sequence[float], update: Callable[..., None], *columns: Sequence[Tensor | Packed]) -> None:
-    """`sweep`, by a kernel of `_kernels.c` for those it reaches: which they are doesn't depend on what moves beside them."""
-    rows = [tuple(shards.local(value) for value in row) for row in zip(*columns, strict=True)]
-    reached = [row for row in rows if _fused.reaches(*row)]
-    rest = [row for row in rows if not _fused.reaches(*row)]
+    """`sweep`, by a kernel of `_kernels.c` for those it reaches."""
+    reached, rest = _fused.divided(tuple(map(shards.local, row)) for row in zip(*columns, strict=True))
     if reached:
         _fused.elementwise(kernel, list(zip(*reached, strict=True)), numbers)
     if rest:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,20 @@ from bessemer.core import shards
 from bessemer.optim._newton_schulz import Momentum
 from bessemer.optim._owners import Owners, by_mesh, squared
 
-Change = Callable[..., None]
+
+class Change(Protocol):
+    """`subtract_orthogonal` with its steps and polynomial."""
+
+    def __call__(
+        self,
+        places: list[Tensor],
+        matrices: list[Tensor],
+        rate: float,
+        *,
+        keep: float = 1.0,
+        means: list[Tensor] | None = None,
+        momentum: Momentum | None = None,
+    ) -> None: ...
 
 
 class Stacks:

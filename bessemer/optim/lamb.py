@@ -50,9 +50,7 @@ class Lamb(Rule):
         """u = m' / (sqrt(v') + eps) + decay w;  w -= lr |w| / |u| u."""
         for step, stepping in self.counted(members):
             first, second = self.column(stepping, "exp_avg"), self.column(stepping, "exp_avg_sq", signed=False)
-            rows = list(zip(stepping, gradients(stepping), first, second, strict=True))
-            whole = [row for row in rows if _fused.reaches(*row)]
-            rest = [row for row in rows if not _fused.reaches(*row)]
+            whole, rest = _fused.divided(zip(stepping, gradients(stepping), first, second, strict=True))
             if whole:
                 self._move_at_once(group, step, whole)
             if rest:
