@@ -22,13 +22,14 @@ import gc
 import importlib
 import multiprocessing
 import os
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+from tests import folders
 
 RANKS = 8
 GRACE = 3.0
@@ -45,7 +46,7 @@ class Pool:
     def __init__(self) -> None:
         self._spawn = multiprocessing.get_context("forkserver")
         self._spawn.set_forkserver_preload(["tests.ranks.preload"])
-        self._folder = Path(tempfile.mkdtemp(prefix="ranks-"))
+        self._folder = folders.folder()
         self._workers: list[tuple[Any, Connection]] = []
         self._calls = 0
 

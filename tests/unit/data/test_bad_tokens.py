@@ -16,7 +16,8 @@ from bessemer.data.tokens import META, SHARDS, Tokens
 from bessemer.run.stages.load_tokenizer import load_tokenizer
 from bessemer.run.stages.tokenize import tokenize
 from bessemer.run.stages.train_tokenizer import train_tokenizer
-from tests.unit.data.token_stores import documents, folder, small_corpus, small_tokenizer, small_tokens, store, train
+from tests.folders import folder
+from tests.unit.data.token_stores import documents, small_corpus, small_tokenizer, small_tokens, store, train
 
 
 def copied():

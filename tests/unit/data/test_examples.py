@@ -3,8 +3,6 @@
 import io
 import json
 import tarfile
-from pathlib import Path
-from tempfile import mkdtemp
 
 import numpy as np
 import pyarrow
@@ -25,6 +23,7 @@ from bessemer.data.examples.parquet import parquet
 from bessemer.data.examples.scenes import COLOURS, PLACES, SHAPES, scenes
 from bessemer.data.examples.web_dataset import web_dataset
 from bessemer.run.stages.collect_examples import collect_examples
+from tests import folders
 from tests.unit.objectives import pictures
 
 
@@ -189,7 +188,7 @@ def test_the_loader_goes_through_every_example_once_an_epoch():
 
 
 def _without_captions():
-    writer = ExampleWriter(Path(mkdtemp(prefix="bessemer-")), 8, 0)
+    writer = ExampleWriter(folders.folder(), 8, 0)
     list(writer.add_all([Example({"picture": np.zeros((8, 8, 3), np.uint8)})]))
     writer.close(0.0)
     return Examples(writer.folder, {"kind": "examples", "hash": "", "info": {}})

@@ -10,7 +10,8 @@ from bessemer.core.errors import BessemerError
 from bessemer.core.work import Work
 from bessemer.data.tokenizer import AWKWARD, Tokenizer
 from bessemer.run.stages.load_tokenizer import load_tokenizer
-from tests.unit.data.token_stores import folder, texts
+from tests.folders import folder
+from tests.unit.data.token_stores import texts
 
 spm = pytest.importorskip("sentencepiece")
 IDENTITY = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}

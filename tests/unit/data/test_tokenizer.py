@@ -11,7 +11,8 @@ from bessemer.data.fast_bpe import FastBPE
 from bessemer.data.tokenizer import AWKWARD, Tokenizer, write_tokenizer
 from bessemer.data.tokenizer_read import read_tokenizer
 from bessemer.data.tokenizer_train import LLAMA3_SPLIT, sample
-from tests.unit.data.token_stores import folder, small_corpus, small_tokenizer, texts, train
+from tests.folders import folder
+from tests.unit.data.token_stores import small_corpus, small_tokenizer, texts, train
 
 _made = {}
 AWKWARD_TEXT = st.text(st.sampled_from("ab Z9.!'\n\r\t\u00a0\u3000\x0b\x01\x02\x85é日\u200b"), max_size=40) | st.text(max_size=30)

@@ -9,7 +9,8 @@ from bessemer.data.document import Document
 from bessemer.data.held_out import held_out_batches
 from bessemer.data.tokens import SHARDS
 from bessemer.run.stages.tokenize import tokenize
-from tests.unit.data.token_stores import documents, folder, small_corpus, small_tokenizer, small_tokens, store, texts
+from tests.folders import folder
+from tests.unit.data.token_stores import documents, small_corpus, small_tokenizer, small_tokens, store, texts
 
 
 def contents(tokens):

@@ -2,7 +2,6 @@
 
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 from bessemer.core.artifact import seal
 from bessemer.core.work import Work
@@ -12,6 +11,7 @@ from bessemer.data.tokenizer import Tokenizer
 from bessemer.data.tokens import Tokens
 from bessemer.run.stages.tokenize import tokenize
 from bessemer.run.stages.train_tokenizer import train_tokenizer
+from tests.folders import folder
 
 WORDS = [
     "the",
@@ -62,10 +62,6 @@ def texts(count: int, seed: int = 0, longest: int = 60) -> list[str]:
 def documents(count: int = 200, seed: int = 0) -> list[Document]:
     domains = ("code", "prose", "prose", "rare")
     return [Document(text, f"s{i % 3}", domains[i % 4] if i % 16 != 3 else "rare", str(i)) for i, text in enumerate(texts(count, seed))]
-
-
-def folder() -> Path:
-    return Path(mkdtemp(prefix="bessemer-"))
 
 
 def train(corpus: Corpus, **options) -> Tokenizer:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
 
 from bessemer.core.registry import choose
 from bessemer.data.example_loader import ExampleLoader
@@ -12,6 +10,7 @@ from bessemer.data.example_store import Examples, ExampleWriter
 from bessemer.data.examples.scenes import scenes
 from bessemer.models.attach import attach
 from bessemer.models.families.decoder import Decoder
+from tests.folders import folder
 from tests.unit.objectives.words import SIZE, Words
 
 PATCHES = {"name": "patches", "size": 8}
@@ -30,7 +29,7 @@ class Captions(Words):
 @cache
 def store(count: int = 240, **options) -> Examples:
     """Scenes, a tenth of them held out."""
-    writer = ExampleWriter(Path(mkdtemp(prefix="bessemer-")), 32, 0)
+    writer = ExampleWriter(folder(), 32, 0)
     list(writer.add_all(scenes(count=count, **options)))
     writer.close(0.1)
     return Examples(writer.folder, {"kind": "examples", "hash": "", "info": {}})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import torch
 
@@ -13,6 +12,7 @@ from bessemer.core.batch import Batch
 from bessemer.data.special import BLANKS, EXTREME, MASK, REGULAR, SEQUENTIAL, SPEECH, TEXT, UNITS
 from bessemer.models.families.decoder import Decoder
 from bessemer.models.package import save_model
+from tests.folders import folder as new_folder
 
 SIZE = 64
 """The whole vocabulary; the last 22 are special."""
@@ -34,7 +34,7 @@ class Words:
 @cache
 def model(seed: int = 5, **options) -> Path:
     """The folder of a model of random weights."""
-    folder = Path(mkdtemp(prefix="bessemer-"))
+    folder = new_folder()
     save_model(Decoder(SIZE, seed, **({"depth": 2, "width": 32, "heads": 2, "ffn": 64} | options)), folder)
     seal(folder, "model", recipe={}, parents={}, info={})
     return folder

@@ -12,7 +12,8 @@ from bessemer.data.sparse_logits import IDS, SparseLogits
 from bessemer.models.families.decoder import Decoder
 from bessemer.models.package import Model, save_model
 from bessemer.run.stages.store_logits import store_logits
-from tests.unit.data.token_stores import folder, small_tokens
+from tests.folders import folder
+from tests.unit.data.token_stores import small_tokens
 
 LENGTH = 64
 

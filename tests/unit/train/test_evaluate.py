@@ -8,7 +8,8 @@ from bessemer.core.errors import RecipeError
 from bessemer.core.registry import choose
 from bessemer.data.corpus import write_corpus
 from bessemer.train.hooks.evaluate import Evaluate
-from tests.unit.data.token_stores import documents, folder, small_tokenizer, small_tokens, store
+from tests.folders import folder
+from tests.unit.data.token_stores import documents, small_tokenizer, small_tokens, store
 
 
 def hook(tokens):
