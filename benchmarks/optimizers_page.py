@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from results import FOLDER
+from workloads import MEASURE
 
 from bessemer.core import registry
 
@@ -83,28 +84,32 @@ def around() -> Iterator[str]:
 def workloads() -> Iterator[str]:
     """Losses of trainings at equal budgets, a table for each workload."""
     yield "\n## Trainings at equal budgets\n"
-    yield "Learning rates tuned by the same rule, three seeds; steps to the loss that tuned AdamW, alone, ends with, as a share of AdamW's steps."
+    yield (
+        "Learning rates tuned by the same rule, three seeds; steps to the loss that the reference ends with, as a share of its steps. The reference is tuned too: "
+        "AdamW, or what stands as alone or constant; where the batch grows, operations are counted instead of steps."
+    )
     for file in sorted((Path(__file__).parent / "workloads").glob("*.toml")):
         result = _result(f"workload_{file.stem}")
         yield f"\n### {file.stem}\n"
         if result is None:
             yield f"Not measured yet: `python benchmarks/workloads.py {file.stem}`."
             continue
-        rows = {name: row for name, row in result["figures"].items() if isinstance(row, dict) and name != "best"}
-        whole = rows[result["figures"].get("reference", "adamw")]["steps"]
+        rows = _trained(result)
         said_of = tomllib.loads(file.read_text())
+        measure = MEASURE[said_of.get("kind", "optim")]
+        whole = rows[_reference(result)][measure]
         yield " ".join(filter(None, [f"`{result['command']}`, {result['machine']}, {result['date']}.", said_of["about"], said_of.get("note")])) + "\n"
-        yield "| method | held-out loss | +- | of AdamW's steps | rate | state bytes | against the best |"
+        yield f"| method | held-out loss | +- | of the reference's {measure.replace('flops', 'operations')} | rate | state bytes | against the best |"
         yield "|---|---|---|---|---|---|---|"
         for name, row in sorted(rows.items(), key=lambda pair: pair[1]["final"] or float("inf")):
-            share = row["steps_to_target"] / whole if row["steps_to_target"] else None
+            share = row[f"{measure}_to_target"] / whole if row[f"{measure}_to_target"] else None
             tuned = ", ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row["tuned"].values())
             said = "; ".join(filter(None, [str(row["verdict"] or ""), ", ".join(row["failed"] or [])]))
             numbers = [_number(row["final"], ".4f"), _number(row["interval"], ".4f"), _number(share, ".2f"), tuned]
             yield _row(name, *numbers, _number(row["state_bytes"], ",.0f"), said)
         best = result["figures"]["best"]
         tries = ", ".join(f"{float(share):.0%}: {final:.4f}" for share, final in best.get("finals", {}).items())
-        yield f"\nTrained in fewer steps than AdamW, its schedule ending there, {best['name']} ends at {tries} of the steps." if tries else ""
+        yield f"\nTrained in fewer steps than the reference, its schedule ending there, {best['name']} ends at {tries} of the steps." if tries else ""
 
 
 def low_rank() -> Iterator[str]:
@@ -132,13 +137,14 @@ def low_rank() -> Iterator[str]:
 def plain() -> Iterator[str]:
     """What every reader should know before quoting a figure."""
     yield "\n## What did not help\n"
-    for name in ("depth2", "depth3"):
-        result = _result(f"workload_{name}")
+    for file in sorted((Path(__file__).parent / "workloads").glob("*.toml")):
+        result = _result(f"workload_{file.stem}")
         if result is None:
             continue
-        rows = {n: r for n, r in result["figures"].items() if isinstance(r, dict) and n != "best"}
-        worse = [n for n, r in rows.items() if n != "adamw" and (r["final"] is None or r["final"] > rows["adamw"]["final"])]
-        yield f"- {name}: ended above AdamW's loss, or not at all: {', '.join(sorted(worse)) or 'none'}."
+        rows, reference = _trained(result), _reference(result)
+        worse = [n for n, r in rows.items() if n != reference and (r["final"] is None or r["final"] > rows[reference]["final"])]
+        if worse:
+            yield f"- {file.stem}: ended above the loss of {reference}, or not at all: {', '.join(sorted(worse))}."
     for result in filter(None, map(_result, MACHINES)):
         missed = [n for n, held in result["targets"]["held"].items() if not held]
         yield f"- Targets of the update's speed or size that are missed, {_processor(result)}: {', '.join(missed) or 'none'}."
@@ -148,6 +154,15 @@ def plain() -> Iterator[str]:
 def _result(name: str) -> dict[str, Any] | None:
     file = FOLDER / f"{name}.json"
     return json.loads(file.read_text()) if file.is_file() else None
+
+
+def _trained(result: dict[str, Any]) -> dict[str, Any]:
+    """The rows of a workload's methods."""
+    return {name: row for name, row in result["figures"].items() if isinstance(row, dict) and name != "best"}
+
+
+def _reference(result: dict[str, Any]) -> str:
+    return str(result["figures"].get("reference", "adamw"))
 
 
 def _words(name: str, kind: str) -> str:

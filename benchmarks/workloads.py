@@ -1,4 +1,4 @@
-"""Every optimizer, or every method around one, on one workload: each tuned by the same rule inside the same total, several seeds, and what AdamW's final loss took.
+"""Every optimizer, every method around one, or schedules of the batch, on one workload: each tuned by the same rule inside the same total, several seeds, and what AdamW's final loss took.
 
 A workload is a file in benchmarks/workloads: a recipe, overrides, and a budget for each training. The rules are AlgoPerf's (Dahl et al.
 2023) where they fit: the target is what the reference, tuned AdamW, reaches at its end; a method's time to it is the median over seeds of the
@@ -25,10 +25,10 @@ from bessemer.run import compare_page, observe
 from bessemer.run.compare import compare
 
 FOLDER = Path(__file__).with_name("workloads")
-REFERENCE = {"optim": "adamw", "optim/around": "alone"}
+REFERENCE = {"optim": "adamw", "optim/around": "alone", "schedules": "constant"}
 """What the others are held against, by their kind."""
-NEEDED: dict[str, dict[str, Any]] = {"tract": {"match": "embed.weight"}}
-"""Options without a default."""
+MEASURE = {"optim": "steps", "optim/around": "steps", "schedules": "flops"}
+"""What they take of the reference's: steps of different batches can't be compared."""
 SHARE = 0.6
 """Of the reference's steps, which the best method may take to the reference's final loss."""
 
@@ -52,7 +52,7 @@ def main() -> None:
         work["overrides"].append("train.compile=false")  # compiling would take longer than the trainings
     table = compare(
         work["recipe"],
-        variants(kind, names),
+        variants(work, names),
         place(asked),
         budget=budget,
         seeds=asked.seeds,
@@ -63,11 +63,13 @@ def main() -> None:
     print(compare_page.text(table))
     rows = {called(row["settings"]): row for row in table["variants"]}
     figures = {name: shown(row) for name, row in rows.items()}
-    whole = rows[reference]["steps"]
+    whole, measure = rows[reference]["steps"], MEASURE[kind]
     for name, row in rows.items():
-        figures[name]["share_of_reference_steps"] = row["steps_to_target"] / whole if row["steps_to_target"] else None
+        figures[name][f"share_of_reference_{measure}"] = (
+            row[f"{measure}_to_target"] / rows[reference][measure] if row[f"{measure}_to_target"] else None
+        )
     best = next((name for name in rows if rows[name]["final"] is not None), reference)
-    finals = {} if best == reference else shortened(asked, work, best, rows[best]["tuned"], whole, rows[reference]["final"])
+    finals = {} if best == reference or kind == "schedules" else shortened(asked, work, best, rows[best]["tuned"], whole, rows[reference]["final"])
     shares = [share for share, final in finals.items() if final <= rows[reference]["final"]]
     figures["best"] = {
         "name": best,
@@ -81,17 +83,22 @@ def main() -> None:
     finish(f"workload_{asked.workload}", figures, targets, holds, asked.quick, methods)
 
 
-def variants(kind: str, names: list[str]) -> dict[str, list[Any]]:
+def variants(work: dict[str, Any], names: list[str]) -> dict[str, list[Any]]:
     """What `compare` is to vary."""
+    kind, options = work.get("kind", "optim"), work.get("options", {})
     if kind == "optim":
         return {"optim.name": names}
-    return {"around": [[] if name == REFERENCE[kind] else [{"name": name, **NEEDED.get(name, {})}] for name in names]}
+    if kind == "schedules":
+        return {"schedule.batch": [{"name": name, **options.get(name, {})} for name in names]}
+    return {"around": [[] if name == REFERENCE[kind] else [{"name": name, **options.get(name, {})}] for name in names]}
 
 
 def called(settings: dict[str, Any]) -> str:
     """The method of a variant."""
     if "optim.name" in settings:
         return str(settings["optim.name"])
+    if "schedule.batch" in settings:
+        return str(settings["schedule.batch"]["name"])
     return str(settings["around"][0]["name"]) if settings["around"] else REFERENCE["optim/around"]
 
 
@@ -102,7 +109,7 @@ def shortened(asked: argparse.Namespace, work: dict[str, Any], name: str, tuned:
     while 0.25 < share < 0.95:
         table = compare(
             work["recipe"],
-            variants(work.get("kind", "optim"), [name]) | {key: [value] for key, value in tuned.items()},
+            variants(work, [name]) | {key: [value] for key, value in tuned.items()},
             place(asked) / "shortened",
             budget=f"steps={max(1, round(share * steps))}",
             seeds=asked.seeds,
@@ -135,6 +142,8 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
         "steps",
         "steps_to_target",
         "seconds_to_target",
+        "flops",
+        "flops_to_target",
         "tokens_per_second",
         "peak_memory",
         "state_bytes",

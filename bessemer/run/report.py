@@ -97,6 +97,7 @@ def _tiles(data: RunData) -> list[tuple[str, str]]:
             found.append((number(last.get("tokens", 0)), f"tokens in {number(last['step'])} steps"))
             found += [(number(round(median(rates))), "tokens a second, median")] if rates else []
             found += _tile(curve, "mfu", lambda values: f"{100 * median(values):.0f}%", "of the measured matrix peak (MFU)")
+            found += _tile(curve, "noise_scale", lambda values: number(round(values[-1])), "tokens, the noise scale of the gradient at the end")
             found += _tile(curve, "memory_bytes", lambda values: f"{max(values) / 1e6:,.0f} MB", "most memory in use")
     spent = sum(stage.seconds for stage in data.stages)
     energies = [stage.info["energy"] for stage in data.stages if "energy" in stage.info]

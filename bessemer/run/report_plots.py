@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import operator
 from collections.abc import Callable
 from functools import partial
@@ -48,6 +49,7 @@ def training(curve: Curve) -> dict[str, bytes]:
         "held_out": _held_out,
         "learning_rate": _learning_rate,
         "gradient_norm": _gradient_norm,
+        "noise_scale": _noise_scale,
         "speed": _speed,
         "memory": _memory,
         "energy": _energy,
@@ -166,6 +168,17 @@ def _gradient_norm(curve: Curve, axes: Axes) -> bool:
     axes.set(title="gradient norm, before clipping", xlabel="tokens")
     if y and min(y) > 0 and max(y) / min(y) > 20:
         axes.set_yscale("log")
+    return bool(y)
+
+
+def _noise_scale(curve: Curve, axes: Axes) -> bool:
+    x, y = curve.column("noise_scale")
+    lines = [{"step": 0, "tokens": 0}, *(line for line in curve.steps if "tokens" in line)]
+    batches = [(b["tokens"] - a["tokens"]) / max(1, b["step"] - a["step"]) for a, b in itertools.pairwise(lines)]
+    axes.plot([line["tokens"] for line in lines[1:]], batches, color=COLOURS[1], lw=1.2, label="a batch's tokens")
+    axes.plot(x, y, color=COLOURS[3], lw=1.8, label="noise scale of the gradient")
+    axes.set(title="tokens in a batch, and how many are worth their while", xlabel="tokens", yscale="log")
+    axes.legend()
     return bool(y)
 
 

@@ -48,6 +48,8 @@ class Log:
         }
         if not first or progress.done:  # a process's first step imports and compiles, and needn't wait for the peak to be measured
             line["mfu"] = self.run.flops_per_token * rate / self.run.peak
+        if progress.noise_scale:
+            line["noise_scale"] = progress.noise_scale
         if report.result.counts:
             line["counts"] = {name: count.tolist() for name, count in report.result.counts.items()}
         self.run.metrics.write(line)

@@ -80,7 +80,7 @@ def train(
             time = {"data": 0.01, "forward_backward": 0.8, "update": 0.1, "other": 0.0}
             line = {"step": step, "tokens": 100 * step, "loss": loss, "terms": {"next_token": loss, "z_loss": 0.01}, "learning_rate": lr}
             line |= {"gradient_norm": 1.0, "tokens_per_second": 100.0, "mfu": 0.5, "memory_bytes": 10**8, "seconds": step, "time": time}
-            line |= {"energy_joules": 6.0 * step, "energy_measured": False, "skipped": 0}
+            line |= {"energy_joules": 6.0 * step, "energy_measured": False, "skipped": 0} | ({"noise_scale": 321.0} if step > 2 else {})
             file.write(json.dumps(line) + "\n")
             if step % 5 == 0:
                 scores = {"code": {"value": loss / 2, "low": 0, "high": 9}, "prose": loss / 3}

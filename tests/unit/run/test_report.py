@@ -27,10 +27,19 @@ def run(tmp_path_factory):
 def test_the_page_stands_alone(run):
     page = (run.folder / "report/report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
-    assert page.count("data:image/png;base64,") == 9
+    assert page.count("data:image/png;base64,") == 10
     names = {path.stem for path in (run.folder / "report").glob("*.png")}
-    assert names == {"loss", "held_out", "learning_rate", "gradient_norm", "speed", "memory", "energy", "time", "stages"}
-    for said in ("finished", "held-out bits per byte, code", "too short", "energy, estimated", "the loss is inf", "[[stage]]", "torch"):
+    assert names == {"loss", "held_out", "learning_rate", "gradient_norm", "noise_scale", "speed", "memory", "energy", "time", "stages"}
+    for said in (
+        "finished",
+        "held-out bits per byte, code",
+        "too short",
+        "energy, estimated",
+        "noise scale",
+        "the loss is inf",
+        "[[stage]]",
+        "torch",
+    ):
         assert said in page, said
 
 
