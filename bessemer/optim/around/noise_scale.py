@@ -19,9 +19,10 @@ class NoiseScale(Around):
     """Measures the gradient noise scale, the batch size up to which doubling it nearly halves the steps (McCandlish et al. 2018).
 
     B = tr(covariance) / |mean|^2 of the gradient of one token, from the squared norms of the gradient over the whole batch and over its first
-    part; both estimates are averaged over steps before they are divided. `progress.noise_scale` holds it, in tokens, for metrics and for
-    schedules such as `noise_ramp`. A measurement takes one more pass over the first micro-batch, or over half the rows of a lone one, or over
-    the first half of a lone row.
+    part; both estimates are averaged over steps before they are divided, each measurement relative to its gradients' lengths, for early ones are
+    many times longer. (That reads a gradient of 50 numbers 9% too low, and one of 1,000 as it is.) `progress.noise_scale` holds it, in tokens, for
+    metrics and for schedules such as `noise_ramp`; it is 0 while noise hides the mean. A measurement takes one more pass over the first
+    micro-batch, or over half the rows of a lone one, or over the first half of a lone row.
 
     Args:
         every: steps between two measurements.
@@ -48,7 +49,10 @@ class NoiseScale(Around):
             there = layout.square(members, probe.gradients(members, part))
             moving = [p for p in members if p.grad is not None]
             whole = layout.square(moving, [p.grad for p in moving])
-            self.found = ((large * whole - small * there) / (large - small), (there - whole) / (1.0 / small - 1.0 / large))
+            size = there + whole
+            if 0.0 < size < float("inf"):
+                mean, noise = (large * whole - small * there) / (large - small), (there - whole) / (1.0 / small - 1.0 / large)
+                self.found = (mean / size, noise / size)
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Takes the measurement into the averages."""
@@ -59,8 +63,7 @@ class NoiseScale(Around):
             self.plain[name] = self.decay * self.plain.get(name, 0.0) + (1.0 - self.decay) * value
         whole = 1.0 - self.decay**count
         mean, noise = self.plain["mean"] / whole, self.plain["noise"] / whole
-        if mean > 0.0 and noise > 0.0:
-            self.progress.noise_scale = noise / mean
+        self.progress.noise_scale = noise / mean if mean > 0.0 and noise > 0.0 else 0.0
 
     def _part(self, probe: Probe) -> list[Batch]:
         """The same of the global batch however it is cut."""

@@ -432,11 +432,9 @@ def test_the_noise_of_a_lone_row_is_measured_by_its_beginning():
     assert part[0].weights["next_token"][:, LENGTH // 2 :].count_nonzero() == 0
 
 
-def test_the_noise_scale_of_a_known_gradient():
-    """Gradients drawn with a known mean and covariance: the measure finds tr(covariance) / |mean|^2 per token."""
-    weight = nn.Parameter(torch.zeros(50))
-    mean, spread = torch.linspace(-1, 1, 50), 4.0
-    draws = torch.randn(64, 50, generator=torch.Generator().manual_seed(1)) * spread
+def measured(lengths: list[float], spread: float, steps: int) -> tuple[float, float]:
+    """The noise scale of gradients drawn with a known mean and covariance, each step's times one of the lengths in turn; and the exact one."""
+    weight, mean = nn.Parameter(torch.zeros(1000)), torch.linspace(-1, 1, 1000)
 
     class Fake:
         def __init__(self):
@@ -446,12 +444,13 @@ def test_the_noise_scale_of_a_known_gradient():
 
         def forward_backward(self, batches):
             rows = torch.cat([b.samples for b in batches])
-            noise = torch.stack([torch.randn(50, generator=torch.Generator().manual_seed(int(s))) * spread for s in rows]).mean(0)
-            weight.grad = mean + noise
+            noise = torch.stack([torch.randn(1000, generator=torch.Generator().manual_seed(int(s))) * spread for s in rows]).mean(0)
+            weight.grad = (mean + noise) * lengths[progress.step % len(lengths)]
 
     measure = registry.choose("optim/around", {"name": "noise_scale", "every": 1, "decay": 0.99})([{"params": [weight], "names": ["weight"]}], None)
-    engine, progress = Fake(), Progress(batch=64)
-    for step in range(200):
+    progress = Progress(batch=64)
+    engine = Fake()
+    for step in range(steps):
         progress.step = step
         made = [
             Batch(torch.zeros(4, 1), torch.zeros(4, 1), weights={"t": torch.ones(4, 1)}, samples=torch.arange(4) + 4 * n + 16 * step)
@@ -460,9 +459,23 @@ def test_the_noise_scale_of_a_known_gradient():
         engine.forward_backward(made)
         measure.prepare(Probe(engine, made, progress))
         measure.step()
-    exact = 50 * spread**2 / float(mean.square().sum())
-    assert len(draws) == 64
-    assert progress.noise_scale == pytest.approx(exact, rel=0.15)
+    return progress.noise_scale, 1000 * spread**2 / float(mean.square().sum())
+
+
+def test_the_noise_scale_of_a_known_gradient():
+    """The measure finds tr(covariance) / |mean|^2 per token, and how long gradients are at which step says nothing about it."""
+    found, exact = measured([1.0], 4.0, 200)
+    assert found == pytest.approx(exact, rel=0.15)
+    assert measured([1e3, 1.0, 1e-3], 4.0, 200)[0] == pytest.approx(found, rel=1e-4)
+
+
+def test_noise_that_hides_the_mean_is_told_as_unmeasured():
+    """Or a small batch, which measures badly, would stay small because of what it once measured."""
+    toy = Toy(around=[{"name": "noise_scale", "every": 1}])
+    measure = toy.optimizers.around[0]
+    measure.progress, measure.found = Progress(noise_scale=4096.0), (-0.5, 8.0)
+    measure.step()
+    assert measure.progress.noise_scale == 0.0
 
 
 def test_the_ramp_follows_the_noise_scale():
