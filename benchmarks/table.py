@@ -66,10 +66,7 @@ CHIEF: dict[str, dict[str, tuple[str, ...]]] = {
     "workload_depth3": {"least share of AdamW's steps that the best takes to its loss": ("best", "share_of_reference_steps")},
     "workload_wide2": {"the same with eight times the tokens a step": ("best", "share_of_reference_steps")},
     "workload_wide3": {"the same with eight times the tokens a step, 3 layers of 192": ("best", "share_of_reference_steps")},
-    "workload_ramp2": {
-        "share of a constant batch's operations that one takes to its loss which follows the noise": ("noise_ramp", "share_of_reference_flops")
-    },
-    "workload_ramp3": {"the same with 3 layers of 192": ("noise_ramp", "share_of_reference_flops")},
+    "workload_ramp2": {"held-out bits a byte: batch that follows the noise": ("noise_ramp", "final"), "constant": ("constant", "final")},
 }
 """What README.md shows: benchmark -> label -> where the figure stands."""
 
