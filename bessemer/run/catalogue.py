@@ -134,10 +134,15 @@ def markdown() -> str:
             lines += ["| method | what it is | measured |", "|---|---|---|"]
         for entry in entries:
             path = Path("..") / entry.file.relative_to(registry.PACKAGE.parent)
-            said = ", ".join(f"{key} {value}" for key, value in figures.get(entry.name, {}).items())
+            said = ", ".join(f"{key} {_short(value)}" for key, value in figures.get(entry.name, {}).items())
             lines.append(f"| [{entry.name}]({path.as_posix()}) | {_cell(entry.summary)} | {_cell(said)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    """Four digits of a number that isn't whole."""
+    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e4 else str(value)
 
 
 def _cell(text: str) -> str:
