@@ -55,6 +55,7 @@ def lead(choice: Choice, work: Work, given: list[Any]) -> None:
     _store().set(_key(_given), json.dumps(orders.write(choice, work, given), default=str))
     _given += 1
     choice(work, *given)
+    dist.barrier()  # nobody still reads what is now sealed and moved
 
 
 def follow(stop_asked: Any) -> None:
@@ -67,6 +68,7 @@ def follow(stop_asked: Any) -> None:
         if order == END:
             break
         orders.follow(json.loads(order), stop_asked=stop_asked)
+        dist.barrier()
         number += 1
     mesh.leave()
 
