@@ -97,12 +97,11 @@ def workloads() -> Iterator[str]:
         rows = _trained(result)
         said_of = tomllib.loads(file.read_text())
         measure = MEASURE[said_of.get("kind", "optim")]
-        whole = rows[_reference(result)][measure]
         yield " ".join(filter(None, [f"`{result['command']}`, {result['machine']}, {result['date']}.", said_of["about"], said_of.get("note")])) + "\n"
         yield f"| method | held-out loss | +- | of the reference's {measure.replace('flops', 'operations')} | rate | state bytes | against the best |"
         yield "|---|---|---|---|---|---|---|"
         for name, row in sorted(rows.items(), key=lambda pair: pair[1]["final"] or float("inf")):
-            share = row[f"{measure}_to_target"] / whole if row[f"{measure}_to_target"] else None
+            share = row[f"share_of_reference_{measure}"]
             tuned = ", ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row["tuned"].values())
             said = "; ".join(filter(None, [str(row["verdict"] or ""), ", ".join(row["failed"] or [])]))
             numbers = [_number(row["final"], ".4f"), _number(row["interval"], ".4f"), _number(share, ".2f"), tuned]

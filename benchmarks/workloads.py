@@ -1,4 +1,4 @@
-"""Every optimizer, every method around one, or schedules of the batch, on one workload: each tuned by the same rule inside the same total, several seeds, and what AdamW's final loss took.
+"""Every optimizer, every method around one, or schedules of the batch, on one workload: each tuned by the same rule inside the same total, several seeds, and what the reference's final loss took.
 
 A workload is a file in benchmarks/workloads: a recipe, overrides, and a budget for each training. The rules are AlgoPerf's (Dahl et al.
 2023) where they fit: the target is what the reference, tuned AdamW, reaches at its end; a method's time to it is the median over seeds of the
@@ -88,9 +88,8 @@ def variants(work: dict[str, Any], names: list[str]) -> dict[str, list[Any]]:
     kind, options = work.get("kind", "optim"), work.get("options", {})
     if kind == "optim":
         return {"optim.name": names}
-    if kind == "schedules":
-        return {"schedule.batch": [{"name": name, **options.get(name, {})} for name in names]}
-    return {"around": [[] if name == REFERENCE[kind] else [{"name": name, **options.get(name, {})}] for name in names]}
+    entries = [{"name": name, **options.get(name, {})} for name in names]
+    return {"schedule.batch": entries} if kind == "schedules" else {"around": [[each] if each["name"] != REFERENCE[kind] else [] for each in entries]}
 
 
 def called(settings: dict[str, Any]) -> str:

@@ -171,6 +171,13 @@ def test_a_layout_trains_as_one_process_does(ranks, serial, case):
     assert_equal(got, serial(case), "", 1e-5)
 
 
+def test_many_blocks_are_compiled_as_one(ranks):
+    """Under tensor parallelism too: past torch's limit of eight the rest would run uncompiled."""
+    arguments = ({}, {"depth": 10}, layouts.ADAMW, "next_token", True, layouts.COMPILED_STEPS[:1])
+    found = ranks(layouts.train, Mesh.of({"tensor": 2}), *arguments, count=2)
+    assert found[0]
+
+
 def table() -> str:
     """The layouts for docs/parallel.md."""
     lines = [
@@ -189,10 +196,3 @@ if __name__ == "__main__":
     page = Path(__file__).resolve().parents[2] / "docs" / "parallel.md"
     before, _, rest = page.read_text().partition(BEGIN)
     page.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}")
-
-
-def test_many_blocks_are_compiled_as_one(ranks):
-    """Under tensor parallelism too: past torch's limit of eight the rest would run uncompiled."""
-    arguments = ({}, {"depth": 10}, layouts.ADAMW, "next_token", True, layouts.COMPILED_STEPS[:1])
-    found = ranks(layouts.train, Mesh.of({"tensor": 2}), *arguments, count=2)
-    assert found[0]
